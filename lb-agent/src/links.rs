@@ -1,0 +1,50 @@
+//! The node's network as plain data: what netlink told, without netlink types. Filled by `net`, read by `plan` and
+//! by the attach set.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// Everything the agent knows of the node's own network.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeNet {
+    /// Interfaces by ifindex.
+    pub links: BTreeMap<u32, Link>,
+    /// Cookie of the network namespace the agent runs in (`SO_NETNS_COOKIE`).
+    pub netns_cookie: u64,
+    /// `net.ipv4.ip_local_port_range`, inclusive.
+    pub ephemeral: (u16, u16),
+    /// `net.ipv4.ip_local_reserved_ports` as inclusive ranges, without what the agent itself put there.
+    pub reserved: Vec<(u16, u16)>,
+}
+
+/// One interface.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Link {
+    /// Its name.
+    pub name: String,
+    /// `veth`, `bridge`, `vxlan`, `wireguard`, ... as in `IFLA_INFO_KIND`; empty = a physical device.
+    pub kind: String,
+    /// Has an Ethernet header (`ARPHRD_ETHER`).
+    pub ethernet: bool,
+    /// Is administratively up.
+    pub up: bool,
+    /// Loopback.
+    pub loopback: bool,
+    /// ifindex of its master (bridge, bond, VRF).
+    pub master: Option<u32>,
+    /// MAC address; zero where there is none.
+    pub mac: [u8; 6],
+    /// Addresses with their prefix lengths; link-local and tentative ones left out, primary ones first.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// A default route of the main table leaves by it.
+    pub default_route: bool,
+}
+
+/// What the agent makes of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// Pods of this node are behind it (`IF_POD`).
+    pub pod_facing: bool,
+    /// It has no link-layer header (`IF_L3`): the `_l3` programs.
+    pub l3: bool,
+}

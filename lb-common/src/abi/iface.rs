@@ -1,0 +1,48 @@
+//! Interfaces, node addresses and next hops. The agent writes, the kernel reads.
+
+/// Value of `LB_IF` (key: ifindex, u32): an interface of the attach set.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Iface {
+    /// `IF_*` bits.
+    pub flags: u32,
+    /// ifindex of the bridge it is a port of; 0 = none.
+    pub master: u32,
+    /// What MASQUERADE would take for IPv4 packets that leave here; all zero = none, such packets are dropped.
+    pub snat4: [u8; 4],
+    /// What MASQUERADE would take for IPv6 packets that leave here; all zero = none.
+    pub snat6: [u8; 16],
+    /// Zero.
+    pub _pad: [u8; 4],
+}
+const _: () = assert!(size_of::<Iface>() == 32);
+
+/// Pods of this node are behind the interface.
+pub const IF_POD: u32 = 1 << 0;
+/// Packets that arrive here are pod traffic by a detect-local mode that looks at interfaces (B75, B76).
+pub const IF_DETECT: u32 = 1 << 1;
+/// The interface has no link-layer header.
+pub const IF_L3: u32 = 1 << 2;
+
+/// Bit of the value (u32) of `LB_NODE4/6` (key: address): NodePorts answer on the address (B36-B39).
+pub const NODE_NODEPORT: u32 = 1 << 0;
+/// Bit of the value of `LB_NODE4/6`: the address is assigned to this node.
+pub const NODE_LOCAL: u32 = 1 << 1;
+
+/// Value of `LB_NH` (array; row 0 is never used): how a backend is reached without asking the stack.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct NextHop {
+    /// Output interface; 0 = the row is not valid.
+    pub ifindex: u32,
+    /// `NH_*` bits.
+    pub flags: u32,
+    /// Destination MAC.
+    pub dmac: [u8; 6],
+    /// Source MAC.
+    pub smac: [u8; 6],
+}
+const _: () = assert!(size_of::<NextHop>() == 20);
+
+/// The neighbour is directly on the interface named by `ifindex`.
+pub const NH_DIRECT: u32 = 1 << 0;

@@ -1,0 +1,30 @@
+//! The kernel ABI: keys and values of every BPF map.
+//!
+//! **Rules.** `#[repr(C)]`, only `u8/u16/u32/u64`, arrays of them and other ABI types; explicit zeroed padding;
+//! addresses and ports are byte arrays in network order, counters, ids and flags are host order. Type names are
+//! unique C identifiers, so that `bpftool map dump` prints them. Sizes are asserted here: a type that drifts does
+//! not compile. A change of any layout bumps [`ABI_VERSION`], which is part of the pin folder.
+//!
+//! Read [`svc`] first, then [`ct`].
+
+pub mod affinity;
+pub mod backend;
+pub mod config;
+pub mod ct;
+pub mod iface;
+pub mod names;
+#[cfg(feature = "user")]
+pub mod pod;
+pub mod sock;
+pub mod svc;
+
+pub use affinity::*;
+pub use backend::*;
+pub use config::*;
+pub use ct::*;
+pub use iface::*;
+pub use sock::*;
+pub use svc::*;
+
+/// Number of the layout of all pinned maps; part of the pin folder's name.
+pub const ABI_VERSION: u32 = 1;

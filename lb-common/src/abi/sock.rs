@@ -1,0 +1,56 @@
+//! What the socket hooks remember. The kernel writes and reads.
+
+/// Value of the socket storage `LB_SK_PEER`: the frontend that a connected socket was aimed at.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SkPeer {
+    /// Frontend address, network order; IPv4 in the first four bytes.
+    pub addr: [u8; 16],
+    /// Frontend port, network order.
+    pub port: [u8; 2],
+    /// 4 or 6.
+    pub family: u8,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Chosen backend id.
+    pub backend: u32,
+}
+const _: () = assert!(size_of::<SkPeer>() == 24);
+
+/// Key of `LB_SK_UDP`: an unconnected UDP socket and one of its correspondents.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct SkUdpKey {
+    /// Socket cookie.
+    pub cookie: u64,
+    /// Frontend (direction 0) or backend (direction 1) address, network order; IPv4 in the first four bytes.
+    pub addr: [u8; 16],
+    /// Its port, network order.
+    pub port: [u8; 2],
+    /// 4 or 6.
+    pub family: u8,
+    /// 0 = what a frontend became, 1 = what a backend stands for.
+    pub direction: u8,
+    /// Zero.
+    pub _pad: [u8; 4],
+}
+const _: () = assert!(size_of::<SkUdpKey>() == 32);
+
+/// Value of `LB_SK_UDP`: the other side of [`SkUdpKey`].
+#[repr(C, align(4))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SkUdpValue {
+    /// Backend (direction 0) or frontend (direction 1) address, network order; IPv4 in the first four bytes.
+    pub addr: [u8; 16],
+    /// Its port, network order.
+    pub port: [u8; 2],
+    /// Zero.
+    pub _pad: [u8; 2],
+    /// Backend id.
+    pub backend: u32,
+    /// Generation of the backend id when it was chosen.
+    pub generation: u32,
+    /// Last use, ticks of 2^30 ns since boot.
+    pub last_tick: u32,
+}
+const _: () = assert!(size_of::<SkUdpValue>() == 32);

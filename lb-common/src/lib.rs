@@ -1,0 +1,13 @@
+//! Everything the load balancer decides without a kernel.
+//!
+//! Compiled twice: into the BPF programs, and into the agent and plain tests. **Invariants:** nothing here reads a
+//! clock, does I/O, or knows a kernel helper; `unsafe` is forbidden (but for `aya::Pod` under the feature `user`).
+#![cfg_attr(not(any(feature = "std", test)), no_std)]
+#![cfg_attr(not(feature = "user"), forbid(unsafe_code))]
+#![cfg_attr(feature = "user", deny(unsafe_code))]
+
+#[cfg(feature = "std")]
+extern crate std;
+
+pub mod abi;
+pub mod hash;
