@@ -10,4 +10,18 @@
 extern crate std;
 
 pub mod abi;
+pub mod counter;
+pub mod csum;
+pub mod decide;
+pub mod env;
+pub mod family;
+pub mod flow;
+pub mod frame;
 pub mod hash;
+pub mod nat;
+pub mod packet;
+pub mod reject;
+pub mod sock;
+pub mod tc;
+pub mod track;
+pub mod verdict;

@@ -3,82 +3,86 @@
 //! A flow is made of pairs of entries; see [`crate::flow`] for the rules. Every entry holds all endpoints of its
 //! flow (client, frontend, backend, SNAT address), so that any entry can rebuild all others.
 
-macro_rules! ct_types {
-    ($key:ident, $value:ident, $len:literal, $reserved:literal, $map:literal) => {
-        #[doc = concat!("Key of `LB_CT", $map, "` and `LB_EM", $map, "`: a packet as it is met at one NAT position.")]
-        #[repr(C, align(8))]
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-        pub struct $key {
-            /// Source address, network order.
-            pub src: [u8; $len],
-            /// Destination address, network order.
-            pub dst: [u8; $len],
-            /// Source port, network order.
-            pub sport: [u8; 2],
-            /// Destination port, network order.
-            pub dport: [u8; 2],
-            /// IP protocol number.
-            pub proto: u8,
-            /// [`POS_IN`] or [`POS_OUT`].
-            pub position: u8,
-            /// Zero.
-            pub _pad: [u8; 2],
-        }
+use crate::family::{Family, V4, V6};
 
-        #[doc = concat!("Value of `LB_CT", $map, "` and `LB_EM", $map, "`: what the packet becomes, and whose it is.")]
-        #[repr(C, align(8))]
-        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-        pub struct $value {
-            /// New source address, network order.
-            pub src: [u8; $len],
-            /// New destination address, network order.
-            pub dst: [u8; $len],
-            /// New source port, network order.
-            pub sport: [u8; 2],
-            /// New destination port, network order.
-            pub dport: [u8; 2],
-            /// RFC 1624 difference of the addresses (IP header and pseudo-header), ready to be added to a checksum.
-            pub addr_delta: u16,
-            /// RFC 1624 difference of the ports.
-            pub port_delta: u16,
-            /// On the DNAT pair the SNAT address (with `aux_port`; port 0 = not chosen yet), on the SNAT pair the
-            /// frontend. Network order.
-            pub aux_addr: [u8; $len],
-            /// See `aux_addr`.
-            pub aux_port: [u8; 2],
-            /// The client's own port, network order (differs from the one behind the DNAT for a moved flow).
-            pub client_port: [u8; 2],
-            /// Row of `LB_NH`; 0 = ask the stack.
-            pub nexthop: u32,
-            /// Backend id; 0 for a pass entry.
-            pub backend: u32,
-            /// Generation of the backend id when it was chosen.
-            pub generation: u32,
-            /// Service port id.
-            pub service: u32,
-            /// Last packet, ticks of 2^30 ns since boot.
-            pub last_tick: u32,
-            /// First packet, ticks.
-            pub born_tick: u32,
-            /// Interface on which the first packet came in; 0 = of this host.
-            pub ifindex: u32,
-            /// Hash of the key: preallocated elements are reused without a grace period, so a reader compares it
-            /// after copying.
-            pub tag: u32,
-            /// `CT_*` bits.
-            pub flags: u16,
-            /// One of the `ROLE` numbers of [`crate::flow::Role`].
-            pub role: u8,
-            /// Zero.
-            pub _pad: [u8; 5],
-            /// Zero.
-            pub _reserved: [u8; $reserved],
-        }
-    };
+/// Key of `LB_CT4/6` and `LB_EM4/6`: a packet as it is met at one NAT position.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct CtKey<F: Family> {
+    /// Source address, network order.
+    pub src: F::Addr,
+    /// Destination address, network order.
+    pub dst: F::Addr,
+    /// Source port, network order.
+    pub sport: [u8; 2],
+    /// Destination port, network order.
+    pub dport: [u8; 2],
+    /// IP protocol number.
+    pub proto: u8,
+    /// [`POS_IN`] or [`POS_OUT`].
+    pub position: u8,
+    /// Zero.
+    pub _pad: [u8; 2],
 }
 
-ct_types!(CtKey4, CtValue4, 4, 0, "4");
-ct_types!(CtKey6, CtValue6, 16, 4, "6");
+/// Value of `LB_CT4/6` and `LB_EM4/6`: what the packet becomes, and whose it is.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CtValue<F: Family> {
+    /// New source address, network order.
+    pub src: F::Addr,
+    /// New destination address, network order.
+    pub dst: F::Addr,
+    /// New source port, network order.
+    pub sport: [u8; 2],
+    /// New destination port, network order.
+    pub dport: [u8; 2],
+    /// Checksum difference of the addresses (IP header and pseudo-header), see [`crate::csum`].
+    pub addr_delta: u16,
+    /// Checksum difference of the ports.
+    pub port_delta: u16,
+    /// On the DNAT pair the SNAT address (with `aux_port`; port 0 = not chosen yet), on the SNAT pair the
+    /// frontend. Network order.
+    pub aux_addr: F::Addr,
+    /// See `aux_addr`.
+    pub aux_port: [u8; 2],
+    /// The client's own port, network order (differs from the one behind the DNAT for a moved flow).
+    pub client_port: [u8; 2],
+    /// Row of `LB_NH`; 0 = ask the stack.
+    pub nexthop: u32,
+    /// Backend id; 0 for a pass entry.
+    pub backend: u32,
+    /// Generation of the backend id when it was chosen.
+    pub generation: u32,
+    /// Service port id.
+    pub service: u32,
+    /// Last packet, ticks of 2^30 ns since boot.
+    pub last_tick: u32,
+    /// First packet, ticks.
+    pub born_tick: u32,
+    /// Interface on which the first packet came in; 0 = of this host.
+    pub ifindex: u32,
+    /// Hash of the key: preallocated elements are reused without a grace period, so a reader compares it after
+    /// copying.
+    pub tag: u32,
+    /// `CT_*` bits.
+    pub flags: u16,
+    /// A number of [`crate::flow::Role`].
+    pub role: u8,
+    /// Zero.
+    pub _pad: [u8; 5],
+    /// Zero.
+    pub _reserved: F::Reserved,
+}
+
+/// IPv4 key.
+pub type CtKey4 = CtKey<V4>;
+/// IPv6 key.
+pub type CtKey6 = CtKey<V6>;
+/// IPv4 value.
+pub type CtValue4 = CtValue<V4>;
+/// IPv6 value.
+pub type CtValue6 = CtValue<V6>;
 
 const _: () = assert!(size_of::<CtKey4>() == 16 && size_of::<CtKey6>() == 40);
 const _: () = assert!(size_of::<CtValue4>() == 64 && size_of::<CtValue6>() == 104);

@@ -1,11 +1,13 @@
 //! What the socket hooks remember. The kernel writes and reads.
 
+use crate::family::Ip6;
+
 /// Value of the socket storage `LB_SK_PEER`: the frontend that a connected socket was aimed at.
-#[repr(C, align(4))]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SkPeer {
     /// Frontend address, network order; IPv4 in the first four bytes.
-    pub addr: [u8; 16],
+    pub addr: Ip6,
     /// Frontend port, network order.
     pub port: [u8; 2],
     /// 4 or 6.
@@ -24,7 +26,7 @@ pub struct SkUdpKey {
     /// Socket cookie.
     pub cookie: u64,
     /// Frontend (direction 0) or backend (direction 1) address, network order; IPv4 in the first four bytes.
-    pub addr: [u8; 16],
+    pub addr: Ip6,
     /// Its port, network order.
     pub port: [u8; 2],
     /// 4 or 6.
@@ -37,11 +39,11 @@ pub struct SkUdpKey {
 const _: () = assert!(size_of::<SkUdpKey>() == 32);
 
 /// Value of `LB_SK_UDP`: the other side of [`SkUdpKey`].
-#[repr(C, align(4))]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SkUdpValue {
     /// Backend (direction 0) or frontend (direction 1) address, network order; IPv4 in the first four bytes.
-    pub addr: [u8; 16],
+    pub addr: Ip6,
     /// Its port, network order.
     pub port: [u8; 2],
     /// Zero.

@@ -1,0 +1,235 @@
+//! The one decision: which frontend a packet is aimed at, and what becomes of a new flow to it.
+//!
+//! All hooks ask here, so that the same flow gets the same answer everywhere.
+
+use crate::abi::{AffValue, BE_IN_CLUSTER, BE_IN_LOCAL, BE_LOCAL, LbConfig, SvcValue};
+use crate::abi::{CFG_DETECT_IF, CFG_MASQ_LOCAL, CFG_REJECT_UNKNOWN, IF_DETECT, IF_POD};
+use crate::abi::{NODE_NODEPORT, ROLE_FRONTEND, ROLE_NODEPORT};
+use crate::abi::{SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL, SVC_MASQ_ALL, SVC_RANGES};
+use crate::counter::Counter;
+use crate::env::Env;
+use crate::family::{Backend, Family};
+
+/// What a destination is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// No frontend of ours, nor a service address.
+    NotOurs,
+    /// A frontend.
+    Service(SvcValue),
+    /// An active ClusterIP, but not one of its ports or protocols (B91).
+    UnknownPort,
+    /// Inside a service CIDR, but no active ClusterIP (B92).
+    UnknownAddress,
+}
+
+/// Finds the frontend of a destination. `roles` are those of its address.
+///
+/// Exact addresses come before NodePorts (B35). Reads at most three table entries, none if `roles` has no bit of a
+/// frontend and the address is outside of service CIDRs.
+#[inline(always)]
+pub fn target<F: Family>(
+    env: &impl Env<F>,
+    config: &LbConfig,
+    roles: u8,
+    addr: F::Addr,
+    port: [u8; 2],
+    proto: u8,
+) -> Target {
+    if roles & ROLE_FRONTEND != 0
+        && let Some(service) = env.service(&F::svc_key(addr, port, proto))
+    {
+        return Target::Service(service);
+    }
+    if roles & ROLE_NODEPORT != 0
+        && is_nodeport(config, port)
+        && env.node(addr) & NODE_NODEPORT != 0
+        && let Some(service) = env.service(&F::svc_key(F::ZERO, port, proto))
+    {
+        return Target::Service(service);
+    }
+    if roles & ROLE_FRONTEND != 0 && env.service(&F::svc_key(addr, [0; 2], 0)).is_some() {
+        return if config.flags & CFG_REJECT_UNKNOWN != 0 { Target::UnknownPort } else { Target::NotOurs };
+    }
+    if F::near_service_cidr(config, addr) && env.in_service_cidr(addr) && env.node(addr) == 0 {
+        return Target::UnknownAddress;
+    }
+    Target::NotOurs
+}
+
+/// The port (network order) is inside the range of NodePorts in use.
+#[must_use]
+#[inline(always)]
+pub fn is_nodeport(config: &LbConfig, port: [u8; 2]) -> bool {
+    let port = u16::from_be_bytes(port);
+    port >= config.nodeports.min && port <= config.nodeports.max
+}
+
+/// Who sends, as far as the rules ask.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Source {
+    /// Pod traffic by the configured detector; `None` = this family has no detector (B77).
+    pub pod: Option<bool>,
+    /// Made on this host.
+    pub host: bool,
+    /// Came in by an interface behind which are pods of this node.
+    pub pod_facing: bool,
+}
+
+impl Source {
+    /// A socket or packet of this host: never pod traffic by interface (B78), but maybe by its address (B73).
+    #[inline(always)]
+    pub fn host<F: Family>(config: &LbConfig, addr: Option<F::Addr>) -> Source {
+        let pod = if config.flags & CFG_DETECT_IF != 0 {
+            Some(false)
+        } else {
+            match addr {
+                Some(addr) => F::pod_by_source(config, addr),
+                None => F::pod_by_source(config, F::ZERO).map(|_| false),
+            }
+        };
+        Source { pod, host: true, pod_facing: false }
+    }
+
+    /// A packet that came in by an interface.
+    #[inline(always)]
+    pub fn packet<F: Family>(config: &LbConfig, addr: F::Addr, if_flags: u32) -> Source {
+        let pod = if config.flags & CFG_DETECT_IF != 0 {
+            Some(if_flags & IF_DETECT != 0)
+        } else {
+            F::pod_by_source(config, addr)
+        };
+        Source { pod, host: false, pod_facing: if_flags & IF_POD != 0 }
+    }
+}
+
+/// What becomes of a new flow to a frontend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// To a backend.
+    Deliver,
+    /// Refused with an error that the client sees.
+    Reject,
+    /// Silently discarded.
+    Drop,
+}
+
+/// An outcome with what belongs to it. One struct, every field always set: an enum would leave bytes undefined, which
+/// the BPF verifier does not let a program copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub struct Decision<F: Family> {
+    /// What becomes of it.
+    pub outcome: Outcome,
+    /// Why it is rejected or dropped.
+    pub reason: Counter,
+    /// The backend's row.
+    pub backend: Backend<F>,
+    /// The backend's id.
+    pub id: u32,
+    /// Present generation of the id.
+    pub generation: u32,
+    /// The source is to be replaced at egress.
+    pub masquerade: bool,
+}
+
+impl<F: Family> Decision<F> {
+    #[inline(always)]
+    fn refusal(outcome: Outcome, reason: Counter) -> Decision<F> {
+        Decision { outcome, reason, backend: Backend::default(), id: 0, generation: 0, masquerade: false }
+    }
+}
+
+/// Decides a new flow from `client` to a frontend.
+///
+/// Order: source ranges (B99), the set that the policy gives (B47-B49, B82), an empty set (B86, B87), affinity
+/// (B65, B67, B68), random choice (B29), masquerade (B80 with the differences 1 and 2 of DESIGN.md section 5).
+/// Remembers the choice when the service port has affinity; has no other effect.
+#[inline(always)]
+pub fn decide<F: Family>(
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    service: &SvcValue,
+    client: F::Addr,
+    source: &Source,
+) -> Decision<F> {
+    if service.flags & SVC_RANGES != 0 && !env.in_source_ranges(service.id, client) {
+        return Decision::refusal(Outcome::Drop, Counter::DropSourceRange);
+    }
+    let external = service.flags & SVC_EXTERNAL != 0;
+    let short_circuit = external && (source.pod == Some(true) || source.host);
+    let local = service.flags & SVC_LOCAL != 0 && !short_circuit;
+    let set = if local {
+        Set { start: service.local_start, len: service.local_len, member: BE_IN_LOCAL }
+    } else {
+        Set { start: service.cluster_start, len: service.cluster_len, member: BE_IN_CLUSTER }
+    };
+    if set.len == 0 {
+        return if service.flags & SVC_HAS_ANY != 0 {
+            Decision::refusal(Outcome::Drop, Counter::DropNoLocalEndpoints)
+        } else {
+            Decision::refusal(Outcome::Reject, Counter::RejectNoEndpoints)
+        };
+    }
+    let id = select(env, service, &client, &set);
+    let Some(backend) = env.backend(id) else { return Decision::refusal(Outcome::Drop, Counter::DropNoBackend) };
+    let generation = env.generation(id);
+    let masquerade = masquerade(config, service, client, source, &backend);
+    Decision { outcome: Outcome::Deliver, reason: Counter::NewFlow, backend, id, generation, masquerade }
+}
+
+/// The slots of a set, and the flag of its members.
+struct Set {
+    start: u32,
+    len: u32,
+    member: u8,
+}
+
+/// A backend id: the one that affinity names if it is a member of the set, else a random one of the set; 0 if a slot
+/// is missing. Not inlined: a BPF stack is small.
+#[inline(never)]
+fn select<F: Family>(env: &mut impl Env<F>, service: &SvcValue, client: &F::Addr, set: &Set) -> u32 {
+    // multiply and shift: an even draw without a division
+    let drawn = set.start.wrapping_add(((env.random() as u64 * set.len as u64) >> 32) as u32);
+    if service.affinity_s == 0 {
+        return env.slot(drawn).unwrap_or(0);
+    }
+    let now = env.now_ns();
+    let key = F::aff_key(*client, service.id, service.generation);
+    let kept = env.affinity(&key).filter(|known| {
+        now.wrapping_sub(known.last_ns) < service.affinity_s as u64 * 1_000_000_000
+            && known.generation == env.generation(known.backend)
+            && env.backend(known.backend).is_some_and(|backend| backend.flags & set.member != 0)
+    });
+    let id = match kept {
+        Some(known) => known.backend,
+        None => env.slot(drawn).unwrap_or(0),
+    };
+    env.set_affinity(&key, &AffValue { last_ns: now, backend: id, generation: env.generation(id) });
+    id
+}
+
+/// Whether the source is to be replaced (B80).
+#[inline(always)]
+fn masquerade<F: Family>(
+    config: &LbConfig,
+    service: &SvcValue,
+    client: F::Addr,
+    source: &Source,
+    backend: &Backend<F>,
+) -> bool {
+    if client == backend.addr {
+        return true; // hairpin
+    }
+    let all = service.flags & SVC_MASQ_ALL != 0;
+    let as_kube_proxy = if service.flags & SVC_EXTERNAL == 0 {
+        all || source.pod == Some(false)
+    } else if service.flags & SVC_LOCAL != 0 {
+        source.host && source.pod != Some(true)
+    } else {
+        true
+    };
+    // the answer passes this node anyway: keep the client's address, unless asked not to
+    let comes_back = backend.flags & BE_LOCAL != 0 || source.pod_facing;
+    as_kube_proxy && (all || config.flags & CFG_MASQ_LOCAL != 0 || !comes_back)
+}

@@ -1,0 +1,240 @@
+//! What the pipeline needs from the outside: tables, a clock, randomness.
+
+use crate::abi::{AffValue, CtKey, CtValue, Iface, LbConfig, SkUdpKey, SkUdpValue, SvcValue};
+use crate::counter::Counter;
+use crate::family::{Backend, Family, V4, V6};
+use crate::flow::{Flow, Role};
+use crate::packet::Packet;
+use crate::track::{self, Claim, Reserve};
+
+/// The two flow tables of a family.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Table {
+    /// `LB_CT4/6`.
+    Established,
+    /// `LB_EM4/6`: embryonic TCP, young UDP.
+    Young,
+}
+
+/// What became of an insertion that must not replace.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Insert {
+    /// The entry is new.
+    Done,
+    /// The key is taken; nothing was changed.
+    Exists,
+    /// The table refused; nothing was changed.
+    Full,
+}
+
+/// The tables of one family. Implemented over BPF maps, and over plain collections in tests.
+///
+/// Laws: reads have no effect but on LRU order; `flow_with` never sees an entry whose tag is not its key's.
+pub trait Env<F: Family> {
+    /// `ROLE_*` bits that some address with the same hash has; 0 is certain.
+    fn roles(&self, addr: F::Addr) -> u8;
+    /// The service port behind a frontend.
+    fn service(&self, key: &F::SvcKey) -> Option<SvcValue>;
+    /// `NODE_*` bits of an address; 0 = not the node's.
+    fn node(&self, addr: F::Addr) -> u32;
+    /// The address is inside a service CIDR.
+    fn in_service_cidr(&self, addr: F::Addr) -> bool;
+    /// The address is inside the source ranges of a service port.
+    fn in_source_ranges(&self, service: u32, addr: F::Addr) -> bool;
+    /// The backend id in a slot.
+    fn slot(&self, slot: u32) -> Option<u32>;
+    /// A backend row.
+    fn backend(&self, id: u32) -> Option<Backend<F>>;
+    /// The present generation of a backend id.
+    fn generation(&self, id: u32) -> u32;
+    /// A client's affinity to a service port.
+    fn affinity(&self, key: &F::AffKey) -> Option<AffValue>;
+    /// Remembers it.
+    fn set_affinity(&mut self, key: &F::AffKey, value: &AffValue);
+    /// Runs `f` on an entry of a table, in place. `None`: no such entry.
+    fn flow_with<R>(&mut self, table: Table, key: &CtKey<F>, f: impl FnOnce(&mut CtValue<F>) -> R) -> Option<R>;
+    /// Adds an entry unless its key is taken.
+    fn flow_insert(&mut self, table: Table, key: &CtKey<F>, value: &CtValue<F>) -> Insert;
+    /// Deletes an entry; one that is not there is fine.
+    fn flow_delete(&mut self, table: Table, key: &CtKey<F>);
+    /// An interface of the attach set.
+    fn iface(&self, ifindex: u32) -> Option<Iface>;
+    /// Nanoseconds since boot, coarse.
+    fn now_ns(&self) -> u64;
+    /// 32 random bits.
+    fn random(&self) -> u32;
+    /// Adds one to a counter.
+    fn count(&mut self, counter: Counter);
+
+    /// [`track::refresh`], which the BPF side calls as a global function (see [`crate::verdict::Step`]).
+    #[inline(always)]
+    fn refresh(&mut self, work: &mut Work<F>, table: Table) -> bool
+    where
+        Self: Sized,
+    {
+        track::refresh(self, work, table)
+    }
+    /// [`track::promote`], likewise.
+    #[inline(always)]
+    fn promote(&mut self, work: &mut Work<F>)
+    where
+        Self: Sized,
+    {
+        track::promote(self, work);
+    }
+    /// [`track::forget`], likewise.
+    #[inline(always)]
+    fn forget(&mut self, work: &mut Work<F>)
+    where
+        Self: Sized,
+    {
+        track::forget(self, work);
+    }
+    /// [`track::claim`], likewise.
+    #[inline(always)]
+    fn claim(&mut self, config: &LbConfig, work: &mut Work<F>) -> Claim
+    where
+        Self: Sized,
+    {
+        track::claim(self, config, work)
+    }
+    /// [`track::claim_snat`], likewise.
+    #[inline(always)]
+    fn claim_snat(&mut self, config: &LbConfig, work: &mut Work<F>, table: Table) -> Claim
+    where
+        Self: Sized,
+    {
+        track::claim_snat(self, config, work, table)
+    }
+    /// [`track::reserve`], likewise.
+    #[inline(always)]
+    fn reserve(&mut self, work: &mut Work<F>, table: Table, role: Role) -> Reserve
+    where
+        Self: Sized,
+    {
+        track::reserve(self, work, table, role)
+    }
+}
+
+/// What socket hooks remember of unconnected UDP sockets.
+pub trait SockEnv {
+    /// What is remembered under a key.
+    fn correspondent(&self, key: &SkUdpKey) -> Option<SkUdpValue>;
+    /// Remembers it.
+    fn set_correspondent(&mut self, key: &SkUdpKey, value: &SkUdpValue);
+}
+
+/// Where and how a packet was met.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Hook {
+    /// Offset of the IP header: 14 behind an Ethernet header, 0 on L3 devices.
+    pub l3: usize,
+    /// The hook's interface.
+    pub ifindex: u32,
+    /// The interface the packet came in by; 0 = made on this host.
+    pub ingress_ifindex: u32,
+}
+
+/// Work space of one family: the packet and the flow in hand, its entry, and another one. Too large for a BPF stack,
+/// so the packet path keeps in it whatever is not needed in every packet.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug)]
+pub struct Work<F: Family> {
+    /// Where the packet was met.
+    pub hook: Hook,
+    /// The packet.
+    pub packet: Packet<F>,
+    /// Why it is to be answered.
+    pub reason: Counter,
+    /// Rate limit of rejections.
+    pub rate: Rate,
+    /// The flow in hand.
+    pub flow: Flow<F>,
+    /// Key of the entry in hand.
+    pub key: CtKey<F>,
+    /// The entry in hand.
+    pub value: CtValue<F>,
+    /// Key of another entry.
+    pub key2: CtKey<F>,
+    /// Another entry.
+    pub value2: CtValue<F>,
+    /// What an ICMP error quotes.
+    pub quote: [u8; QUOTE],
+}
+
+impl<F: Family> Default for Work<F> {
+    fn default() -> Self {
+        Work {
+            hook: Hook::default(),
+            packet: Packet::default(),
+            reason: Counter::NewFlow,
+            rate: Rate::default(),
+            flow: Flow::default(),
+            key: CtKey::default(),
+            value: CtValue::default(),
+            key2: CtKey::default(),
+            value2: CtValue::default(),
+            quote: [0; QUOTE],
+        }
+    }
+}
+
+/// Room for the part of an offending packet that an ICMP error quotes.
+pub const QUOTE: usize = 64;
+
+/// Work space of the TC programs: too large for a BPF stack.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scratch {
+    /// IPv4.
+    pub v4: Work<V4>,
+    /// IPv6.
+    pub v6: Work<V6>,
+}
+
+/// A limit per second and CPU.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rate {
+    /// The second that is counted, in ticks of 2^30 ns.
+    pub tick: u32,
+    /// What was spent in it.
+    pub spent: u32,
+}
+
+impl Rate {
+    /// Takes one of `limit` per tick (0 = no limit); false when none is left.
+    #[inline(always)]
+    pub fn take(&mut self, now_ns: u64, limit: u32) -> bool {
+        let tick = ticks(now_ns);
+        if self.tick != tick {
+            (self.tick, self.spent) = (tick, 0);
+        }
+        self.spent = self.spent.wrapping_add(1);
+        limit == 0 || self.spent <= limit
+    }
+}
+
+/// Nanoseconds as ticks of 2^30 ns (1.07 s): the unit of flow times.
+#[must_use]
+#[inline(always)]
+pub const fn ticks(ns: u64) -> u32 {
+    (ns >> 30) as u32
+}
+
+/// The configuration with nothing in it: what the pipeline sees before the agent wrote one.
+pub const NO_CONFIG: LbConfig = LbConfig {
+    flags: 0,
+    nodeports: crate::abi::PortRange { min: 1, max: 0 },
+    snat: [crate::abi::PortRange { min: 0, max: 0 }; crate::abi::SNAT_RANGES],
+    snat_total: 0,
+    reject_rate: 0,
+    pod_cidr4: [0; 4],
+    pod_mask4: [0; 4],
+    svc_cidr4: [0; 4],
+    svc_mask4: [0; 4],
+    pod_cidr6: [0; 16],
+    pod_mask6: [0; 16],
+    svc_cidr6: [0; 16],
+    svc_mask6: [0; 16],
+};

@@ -1,0 +1,204 @@
+//! What the pipeline may know about a packet, and how it is found: bounded, without panics, for any bytes.
+
+use crate::family::{Family, Ip4, Ip6};
+use crate::frame::Frame;
+
+/// TCP.
+pub const TCP: u8 = 6;
+/// UDP.
+pub const UDP: u8 = 17;
+/// SCTP (RFC 9260).
+pub const SCTP: u8 = 132;
+
+/// TCP flag bits (RFC 9293 section 3.1).
+pub const FIN: u8 = 0x01;
+/// Synchronise.
+pub const SYN: u8 = 0x02;
+/// Reset.
+pub const RST: u8 = 0x04;
+/// Acknowledgement.
+pub const ACK: u8 = 0x10;
+
+/// Extension headers that are walked before a packet is given up (RFC 8200 section 4.1 recommends five kinds).
+const EXTENSIONS: usize = 6;
+
+/// Where in a fragmented datagram a packet is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Fragment {
+    /// Not fragmented.
+    #[default]
+    None,
+    /// The first fragment: has the ports.
+    First,
+    /// A later one: has no ports.
+    Later,
+}
+
+/// A parsed packet. Addresses and ports in network order; ports are zero where the protocol has none, and for later
+/// fragments.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Packet<F: Family> {
+    /// Source address.
+    pub src: F::Addr,
+    /// Destination address.
+    pub dst: F::Addr,
+    /// Source port.
+    pub sport: [u8; 2],
+    /// Destination port.
+    pub dport: [u8; 2],
+    /// IP protocol of the payload, behind extension headers.
+    pub proto: u8,
+    /// TCP flags; for SCTP the type of the first chunk; for ICMP the type; else 0.
+    pub kind: u8,
+    /// Fragmentation.
+    pub fragment: Fragment,
+    /// Offset of the IP header in the frame.
+    pub l3: usize,
+    /// Offset of the payload's header; below `l3` + 256.
+    pub l4: usize,
+}
+
+impl<F: Family> Packet<F> {
+    /// The packet begins a TCP connection, an SCTP association, or is a datagram.
+    #[must_use]
+    #[inline(always)]
+    pub fn begins_flow(&self) -> bool {
+        match self.proto {
+            TCP => self.kind & (SYN | ACK | RST | FIN) == SYN,
+            SCTP => self.kind == 1,
+            _ => true,
+        }
+    }
+
+    /// Has ports that the balancer understands.
+    #[must_use]
+    #[inline(always)]
+    pub fn has_ports(&self) -> bool {
+        matches!(self.proto, TCP | UDP | SCTP)
+    }
+}
+
+/// Source and destination address of an IP header at `l3`. `None`: too short.
+#[inline(always)]
+pub fn addresses<F: Family>(frame: &impl Frame, l3: usize) -> Option<(F::Addr, F::Addr)>
+where
+    F: LoadAddr,
+{
+    F::load_addresses(frame, l3 + F::ADDRS)
+}
+
+/// How the addresses of a family are read: 8 or 32 bytes at once.
+pub trait LoadAddr: Family {
+    /// Source and destination, which lie one behind the other at `off`.
+    fn load_addresses(frame: &impl Frame, off: usize) -> Option<(Self::Addr, Self::Addr)>;
+    /// Writes both.
+    fn store_addresses(frame: &mut impl Frame, off: usize, src: Self::Addr, dst: Self::Addr) -> Option<()>;
+    /// Protocol, payload offset and fragmentation of the header at `l3`. `None`: malformed, or too many extension
+    /// headers, or none that is followed by a payload we know.
+    fn walk(frame: &impl Frame, l3: usize) -> Option<(u8, usize, Fragment)>;
+}
+
+impl LoadAddr for crate::family::V4 {
+    #[inline(always)]
+    fn load_addresses(frame: &impl Frame, off: usize) -> Option<(Ip4, Ip4)> {
+        Some((Ip4 { addr: frame.load(off)? }, Ip4 { addr: frame.load(off + 4)? }))
+    }
+
+    #[inline(always)]
+    fn store_addresses(frame: &mut impl Frame, off: usize, src: Ip4, dst: Ip4) -> Option<()> {
+        frame.store(off, &src.addr)?;
+        frame.store(off + 4, &dst.addr)
+    }
+
+    #[inline(always)]
+    fn walk(frame: &impl Frame, l3: usize) -> Option<(u8, usize, Fragment)> {
+        let [version_ihl] = frame.load(l3)?;
+        let bits = u16::from_be_bytes(frame.load(l3 + 6)?);
+        let [proto] = frame.load(l3 + 9)?;
+        let ihl = ((version_ihl & 0x0f) as usize) * 4;
+        if version_ihl >> 4 != 4 || ihl < 20 {
+            return None;
+        }
+        let fragment = match (bits & 0x1fff, bits & 0x2000) {
+            (0, 0) => Fragment::None,
+            (0, _) => Fragment::First,
+            _ => Fragment::Later,
+        };
+        Some((proto, l3 + ihl, fragment))
+    }
+}
+
+impl LoadAddr for crate::family::V6 {
+    #[inline(always)]
+    fn load_addresses(frame: &impl Frame, off: usize) -> Option<(Ip6, Ip6)> {
+        Some((Ip6 { addr: frame.load(off)? }, Ip6 { addr: frame.load(off + 16)? }))
+    }
+
+    #[inline(always)]
+    fn store_addresses(frame: &mut impl Frame, off: usize, src: Ip6, dst: Ip6) -> Option<()> {
+        frame.store(off, &src.addr)?;
+        frame.store(off + 16, &dst.addr)
+    }
+
+    #[inline(always)]
+    fn walk(frame: &impl Frame, l3: usize) -> Option<(u8, usize, Fragment)> {
+        let [version] = frame.load(l3)?;
+        let [mut next] = frame.load(l3 + 6)?;
+        if version >> 4 != 6 {
+            return None;
+        }
+        let mut off = 40;
+        let mut fragment = Fragment::None;
+        for _ in 0..EXTENSIONS {
+            match next {
+                TCP | UDP | SCTP | 58 => return Some((next, l3 + off, fragment)),
+                // hop-by-hop, routing, destination options (RFC 8200): length in units of 8 bytes, without the first
+                0 | 43 | 60 => {
+                    let [following, length]: [u8; 2] = frame.load(l3 + off)?;
+                    (next, off) = (following, off + 8 + (length as usize) * 8);
+                }
+                44 => {
+                    let [following]: [u8; 1] = frame.load(l3 + off)?;
+                    let bits = u16::from_be_bytes(frame.load(l3 + off + 2)?);
+                    (next, off) = (following, off + 8);
+                    fragment = match (bits & 0xfff8, bits & 1) {
+                        (0, 0) => Fragment::None,
+                        (0, _) => Fragment::First,
+                        _ => return Some((next, l3 + off, Fragment::Later)),
+                    };
+                }
+                _ => return None,
+            }
+            if off > 200 {
+                return None;
+            }
+        }
+        None
+    }
+}
+
+/// Parses the packet whose IP header is at `l3` (0 or 14) and whose addresses are known.
+///
+/// `None`: malformed, truncated, or a protocol without ports that is not ICMP: not the balancer's business.
+#[inline(always)]
+pub fn parse<F: LoadAddr>(frame: &impl Frame, l3: usize, src: F::Addr, dst: F::Addr) -> Option<Packet<F>> {
+    let (proto, l4, fragment) = F::walk(frame, l3)?;
+    let mut packet = Packet { src, dst, sport: [0; 2], dport: [0; 2], proto, kind: 0, fragment, l3, l4 };
+    if fragment == Fragment::Later {
+        return Some(packet);
+    }
+    match proto {
+        TCP | UDP | SCTP => {
+            let [a, b, c, d] = frame.load(l4)?;
+            (packet.sport, packet.dport) = ([a, b], [c, d]);
+            if proto == TCP {
+                [packet.kind] = frame.load(l4 + 13)?;
+            } else if proto == SCTP {
+                [packet.kind] = frame.load(l4 + 12)?;
+            }
+        }
+        _ if proto == F::ICMP => [packet.kind] = frame.load(l4)?,
+        _ => return None,
+    }
+    Some(packet)
+}

@@ -1,0 +1,375 @@
+//! The story of a packet at the two TC hooks: netfilter's own NAT positions, and no others (invariant I1).
+
+use crate::abi::{CT_MASQ, CT_PASS, CtKey, LbConfig, POS_IN, POS_OUT};
+use crate::abi::{ROLE_BACKEND, ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT};
+use crate::counter::Counter;
+use crate::decide::{Outcome, Source, Target, decide, is_nodeport, target};
+use crate::env::{Env, Insert, Table, Work};
+use crate::flow::Role;
+use crate::frame::Frame;
+use crate::nat::rewrite;
+use crate::packet::{Fragment, LoadAddr, Packet, RST, SCTP, TCP, UDP, addresses, parse};
+use crate::reject;
+use crate::track::{Claim, Follow, begin, find, follow, in_pool};
+use crate::verdict::{Step, Verdict};
+
+/// A packet on its way in: DNAT of requests, un-SNAT of replies.
+///
+/// Looks further only for a destination that is a frontend, a SNAT address or inside a service CIDR (invariant I5).
+#[inline(always)]
+pub fn tc_in<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+) -> Step {
+    let l3 = work.hook.l3;
+    let Some((src, dst)) = addresses::<F>(frame, l3) else { return Step::Pass };
+    let roles = env.roles(dst);
+    let service_address = roles & ROLE_FRONTEND != 0 || F::near_service_cidr(config, dst);
+    if !service_address && roles & (ROLE_NODEPORT | ROLE_SNAT) == 0 {
+        return Step::Pass;
+    }
+    let Some(packet) = parse::<F>(frame, l3, src, dst) else { return Step::Pass };
+    if !service_address
+        && !(roles & ROLE_NODEPORT != 0 && is_nodeport(config, packet.dport))
+        && !(roles & ROLE_SNAT != 0 && in_pool(config, packet.dport))
+    {
+        return Step::Pass;
+    }
+    if packet.fragment == Fragment::Later {
+        // no ports, and no memory of the first fragment yet: only a ClusterIP is certainly not for anybody else
+        return match env.service(&F::svc_key(dst, [0; 2], 0)) {
+            Some(_) => drop(env, Counter::DropFragment),
+            None => Step::Pass,
+        };
+    }
+    work.packet = packet;
+    if packet.has_ports() {
+        work.key = tuple(&packet, POS_IN);
+        if let Some(table) = find(env, &work.key, &mut work.value) {
+            match follow(env, work, table) {
+                Follow::Rewrite => return finish(frame, env, work),
+                Follow::Pass => return Step::Pass,
+                Follow::Anew => {}
+            }
+        }
+    }
+    // a TCP packet in mid-stream without state may be of a connection that netfilter carries
+    if !packet.begins_flow() || (!packet.has_ports() && !is_echo_request(&packet)) {
+        return Step::Pass;
+    }
+    Step::NewFlow
+}
+
+/// Decides a packet that begins a flow, or may be rejected.
+#[inline(always)]
+pub fn new_flow<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+) -> Step {
+    let (src, dst) = (work.packet.src, work.packet.dst);
+    let service = match target(env, config, env.roles(dst), dst, work.packet.dport, work.packet.proto) {
+        Target::NotOurs => return Step::Pass,
+        Target::UnknownAddress => return drop(env, Counter::DropUnknownAddress),
+        Target::UnknownPort => return answer_for(work, Counter::RejectUnknownPort),
+        Target::Service(service) => service,
+    };
+    let if_flags = env.iface(work.hook.ifindex).map_or(0, |iface| iface.flags);
+    let source = Source::packet::<F>(config, src, if_flags);
+    let decision = decide(env, config, &service, src, &source);
+    match decision.outcome {
+        Outcome::Drop => return drop(env, decision.reason),
+        Outcome::Reject => return answer_for(work, decision.reason),
+        Outcome::Deliver => {}
+    }
+    begin(work, env.now_ns());
+    let backend = &decision.backend;
+    (work.flow.backend, work.flow.backend_port) = (backend.addr, backend.port);
+    (work.flow.backend_id, work.flow.generation) = (decision.id, decision.generation);
+    (work.flow.service, work.flow.nexthop) = (service.id, backend.nexthop);
+    work.flow.flags = if decision.masquerade { CT_MASQ } else { 0 };
+    match env.claim(config, work) {
+        Claim::Refused => return Step::Drop,
+        Claim::Known => {}
+        Claim::New => env.count(Counter::NewFlow),
+    }
+    finish(frame, env, work)
+}
+
+/// A packet on its way out: SNAT of requests, un-DNAT of replies, and the last word on packets that are still
+/// addressed to a frontend.
+#[inline(always)]
+pub fn tc_out<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+) -> Step {
+    let l3 = work.hook.l3;
+    let Some((src, dst)) = addresses::<F>(frame, l3) else { return Step::Pass };
+    let (from, to) = (env.roles(src), env.roles(dst));
+    let service_address = to & ROLE_FRONTEND != 0 || F::near_service_cidr(config, dst);
+    let backend = (from | to) & ROLE_BACKEND != 0;
+    if !backend && !service_address && from & (ROLE_FRONTEND | ROLE_NODEPORT) == 0 {
+        return Step::Pass;
+    }
+    let Some(packet) = parse::<F>(frame, l3, src, dst) else { return Step::Pass };
+    if packet.fragment == Fragment::Later {
+        return Step::Pass;
+    }
+    work.packet = packet;
+    if backend && packet.has_ports() {
+        work.key = tuple(&packet, POS_OUT);
+        if let Some(table) = find(env, &work.key, &mut work.value) {
+            match follow(env, work, table) {
+                Follow::Rewrite => return finish(frame, env, work),
+                Follow::Pass => return Step::Pass,
+                Follow::Anew => {}
+            }
+        }
+        if to & ROLE_BACKEND != 0 {
+            work.key2 = reverse(&packet, POS_OUT);
+            if let Some(table) = find(env, &work.key2, &mut work.value2) {
+                if work.value2.role == Role::DnatReply as u8 && work.value2.flags & CT_MASQ != 0 {
+                    work.flow.of(&work.key2, &work.value2);
+                    return snat(frame, env, config, work, table);
+                }
+            } else if from & ROLE_SNAT != 0 && in_pool(config, packet.sport) {
+                return Step::GuardPort;
+            }
+        }
+    }
+    if service_address {
+        return Step::LastWord;
+    }
+    if packet.proto == UDP
+        && from & (ROLE_FRONTEND | ROLE_NODEPORT) != 0
+        && (from & ROLE_FRONTEND != 0 || is_nodeport(config, packet.sport))
+    {
+        return Step::GuardReply;
+    }
+    Step::Pass
+}
+
+/// A datagram that leaves with a frontend's address and port as its source (a host port in the NodePort range, a
+/// masqueraded query): its answer must not be balanced as a new flow.
+#[inline(always)]
+pub fn guard_reply<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> Step {
+    let (src, port) = (work.packet.src, work.packet.sport);
+    if let Target::Service(_) = target(env, config, env.roles(src), src, port, UDP) {
+        pass_reply(env, work);
+    }
+    Step::Pass
+}
+
+/// A packet that is still addressed to a frontend when it leaves. There is no DNAT this late: reject and drop are
+/// carried out for what this host sends, and a TCP packet without state is reset, or it would loop to the gateway.
+#[inline(always)]
+pub fn last_word<F: LoadAddr>(
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+) -> Step {
+    let packet = work.packet;
+    let local = work.hook.ingress_ifindex == 0;
+    let stray = packet.proto == TCP && !packet.begins_flow();
+    if !stray && (!local || (!packet.has_ports() && !is_echo_request(&packet))) {
+        return Step::Pass;
+    }
+    let service = match target(env, config, env.roles(packet.dst), packet.dst, packet.dport, packet.proto) {
+        Target::NotOurs => return Step::Pass,
+        Target::UnknownAddress => return drop(env, Counter::DropUnknownAddress),
+        Target::UnknownPort if stray => return Step::Reset,
+        Target::UnknownPort => return answer_for(work, Counter::RejectUnknownPort),
+        Target::Service(_) if stray => return Step::Reset,
+        Target::Service(service) => service,
+    };
+    let source = Source::host::<F>(config, Some(packet.src));
+    let decision = decide(env, config, &service, packet.src, &source);
+    match decision.outcome {
+        Outcome::Drop => drop(env, decision.reason),
+        Outcome::Reject => answer_for(work, decision.reason),
+        Outcome::Deliver => Step::Pass,
+    }
+}
+
+/// Makes the SNAT pair of the flow in hand and rewrites its first packet.
+#[inline(always)]
+fn snat<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+    table: Table,
+) -> Step {
+    match env.claim_snat(config, work, table) {
+        Claim::Refused => Step::Drop,
+        Claim::New | Claim::Known => finish(frame, env, work),
+    }
+}
+
+/// A packet of this host, or of another masquerade, with a source port of the pool: takes the port out of the pool
+/// towards this backend by a pass entry, or moves it to another port if a flow of ours has it.
+#[inline(always)]
+pub fn guard_port<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+) -> Step {
+    work.key2 = reverse(&work.packet, POS_IN);
+    if find(env, &work.key2, &mut work.value2).is_none() {
+        pass_reply(env, work);
+        return Step::Pass;
+    }
+    if work.value2.flags & CT_PASS != 0 {
+        return Step::Pass;
+    }
+    begin(work, env.now_ns());
+    (work.flow.backend, work.flow.backend_port) = (work.packet.dst, work.packet.dport);
+    snat(frame, env, config, work, Table::Young)
+}
+
+/// Lets the answer to this packet pass unchanged.
+#[inline(always)]
+fn pass_reply<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>) {
+    work.key2 = reverse(&work.packet, POS_IN);
+    let tick = crate::env::ticks(env.now_ns());
+    work.value2 = Default::default();
+    work.value2.flags = CT_PASS;
+    work.value2.tag = crate::flow::tag(&work.key2);
+    (work.value2.born_tick, work.value2.last_tick) = (tick, tick);
+    if env.flow_insert(Table::Young, &work.key2, &work.value2) == Insert::Done {
+        env.count(Counter::PassEntry);
+    }
+}
+
+/// The key of a packet at a position.
+#[inline(always)]
+fn tuple<F: LoadAddr>(packet: &Packet<F>, position: u8) -> CtKey<F> {
+    CtKey {
+        src: packet.src,
+        dst: packet.dst,
+        sport: packet.sport,
+        dport: packet.dport,
+        proto: packet.proto,
+        position,
+        _pad: [0; 2],
+    }
+}
+
+/// The key of the packet's answer at a position.
+#[inline(always)]
+fn reverse<F: LoadAddr>(packet: &Packet<F>, position: u8) -> CtKey<F> {
+    CtKey {
+        src: packet.dst,
+        dst: packet.src,
+        sport: packet.dport,
+        dport: packet.sport,
+        proto: packet.proto,
+        position,
+        _pad: [0; 2],
+    }
+}
+
+/// Rewrites by the entry in hand.
+#[inline(always)]
+fn finish<F: LoadAddr>(frame: &mut impl Frame, env: &mut impl Env<F>, work: &Work<F>) -> Step {
+    match rewrite(frame, &work.packet, &work.value) {
+        Some(()) => Step::Pass,
+        None if work.packet.proto == SCTP => drop(env, Counter::DropSctpPort),
+        None => drop(env, Counter::DropRewrite),
+    }
+}
+
+#[inline(always)]
+fn drop<F: LoadAddr>(env: &mut impl Env<F>, counter: Counter) -> Step {
+    env.count(counter);
+    Step::Drop
+}
+
+/// The step that answers the packet in hand for this reason.
+#[inline(always)]
+fn answer_for<F: LoadAddr>(work: &mut Work<F>, reason: Counter) -> Step {
+    work.reason = reason;
+    Step::Answer
+}
+
+/// Answers the packet in hand with an ICMP error from the interface's own address, within the rate.
+#[inline(always)]
+pub fn answer<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+) -> Verdict {
+    env.count(work.reason);
+    if !reject::may_answer::<F>(work.packet.src) {
+        return Verdict::Drop;
+    }
+    if !work.rate.take(env.now_ns(), config.reject_rate) {
+        env.count(Counter::RejectSuppressed);
+        return Verdict::Drop;
+    }
+    let from = env.iface(work.hook.ifindex).map_or(F::ZERO, |iface| F::snat_addr(&iface));
+    let from = if from == F::ZERO || from == work.packet.src { work.packet.dst } else { from };
+    reply(env, reject::port_unreachable(frame, &work.packet, &mut work.quote, from))
+}
+
+/// Answers the TCP packet in hand with a reset, within the rate.
+#[inline(always)]
+pub fn reset<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+) -> Verdict {
+    if work.packet.kind & RST != 0 || !work.rate.take(env.now_ns(), config.reject_rate) {
+        return Verdict::Drop;
+    }
+    env.count(Counter::ResetNoState);
+    reply(env, reject::tcp_reset(frame, &work.packet))
+}
+
+#[inline(always)]
+fn reply<F: LoadAddr>(env: &mut impl Env<F>, written: Option<()>) -> Verdict {
+    match written {
+        Some(()) => Verdict::Reply,
+        None => {
+            env.count(Counter::DropRewrite);
+            Verdict::Drop
+        }
+    }
+}
+
+/// Carries out the rare steps until there is a verdict: what the BPF side does by global functions.
+pub fn walk<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+    first: Step,
+) -> Verdict {
+    let mut step = first;
+    loop {
+        step = match step {
+            Step::Pass => return Verdict::Pass,
+            Step::Drop => return Verdict::Drop,
+            Step::Answer => return answer(frame, env, config, work),
+            Step::Reset => return reset(frame, env, config, work),
+            Step::NewFlow => new_flow(frame, env, config, work),
+            Step::LastWord => last_word(env, config, work),
+            Step::GuardReply => guard_reply(env, config, work),
+            Step::GuardPort => guard_port(frame, env, config, work),
+        };
+    }
+}
+
+/// An ICMP echo request: the only ICMP that a ClusterIP rejects (errors belong to flows).
+#[inline(always)]
+fn is_echo_request<F: LoadAddr>(packet: &Packet<F>) -> bool {
+    packet.proto == F::ICMP && packet.kind == if F::V6 { 128 } else { 8 }
+}

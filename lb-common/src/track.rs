@@ -1,0 +1,471 @@
+//! Flows in the tables: finding, following, claiming, healing, promoting and forgetting them.
+
+use crate::abi::{CT_FIN_BACKEND, CT_FIN_CLIENT, CT_MASQ, CT_MOVED, CT_PASS, CT_REPLIED, CT_RST, CT_XDP};
+use crate::abi::{CtKey, CtValue, LbConfig, SNAT_RANGES};
+use crate::counter::Counter;
+use crate::env::{Env, Insert, Table, Work};
+use crate::family::Family;
+use crate::flow::{Flow, Role, is_closed};
+use crate::packet::{ACK, FIN, Packet, RST, SCTP, SYN, TCP, UDP};
+
+/// Ticks after which an answered UDP flow counts as a stream (netfilter's rule: 2 s).
+const STREAM_TICKS: u32 = 2;
+/// Source ports that are tried before a flow is given up.
+const PORT_TRIES: u32 = 16;
+
+/// Copies the entry of a key, established first. `None`: no such entry.
+#[inline(always)]
+pub fn find<F: Family>(env: &mut impl Env<F>, key: &CtKey<F>, into: &mut CtValue<F>) -> Option<Table> {
+    if env.flow_with(Table::Established, key, |value| *into = *value).is_some() {
+        return Some(Table::Established);
+    }
+    env.flow_with(Table::Young, key, |value| *into = *value).map(|()| Table::Young)
+}
+
+/// Runs `f` on the entry of a key, established first.
+#[inline(always)]
+fn with<F: Family, R>(env: &mut impl Env<F>, key: &CtKey<F>, f: impl Fn(&mut CtValue<F>) -> R) -> Option<R> {
+    match env.flow_with(Table::Established, key, &f) {
+        Some(result) => Some(result),
+        None => env.flow_with(Table::Young, key, &f),
+    }
+}
+
+/// What to do with a packet whose entry was found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Follow {
+    /// Rewrite it by the entry in hand.
+    Rewrite,
+    /// Let it pass unchanged.
+    Pass,
+    /// Treat it as if there were no entry; there is none any more.
+    Anew,
+}
+
+/// Follows the entry in hand (`work.key`, `work.value`, found in `table`): checks that it still holds, keeps its
+/// times and state, heals and promotes the flow.
+#[inline(always)]
+pub fn follow<F: Family>(
+    env: &mut impl Env<F>,
+    work: &mut Work<F>,
+    table: Table,
+) -> Follow {
+    let packet = work.packet;
+    let tick = crate::env::ticks(env.now_ns());
+    let flags = work.value.flags;
+    if flags & (CT_PASS | CT_XDP) != 0 {
+        if work.value.last_tick != tick {
+            env.flow_with(table, &work.key, |value| value.last_tick = tick);
+        }
+        return Follow::Pass;
+    }
+    let role = Role::of(work.value.role);
+    let syn = packet.proto == TCP && packet.kind & (SYN | ACK) == SYN;
+    // a generation says whether the endpoint still serves: asked for UDP, young TCP and every SYN, not for
+    // established TCP data, which keeps its pod while that terminates
+    if role == Role::DnatForward && (packet.proto == UDP || syn || table == Table::Young) {
+        let stale = env.generation(work.value.backend) != work.value.generation;
+        if stale || (packet.begins_flow() && packet.proto != UDP && is_closed(flags)) {
+            if stale {
+                env.count(Counter::FlowMovedBackend);
+            }
+            work.flow.of(&work.key, &work.value);
+            env.forget(work);
+            return Follow::Anew;
+        }
+    }
+    let mut set = state_bits(&packet, role) & !flags;
+    let mut clear = 0;
+    if work.value.last_tick != tick && flags & CT_RST != 0 && set & CT_RST == 0 {
+        clear = CT_RST; // the flow lives: that reset was not believed
+        set &= !CT_RST;
+    }
+    if work.value.last_tick != tick || set != 0 {
+        work.flow.of(&work.key, &work.value);
+        work.flow.last_tick = tick;
+        work.flow.flags = (flags | set) & !clear;
+        if !env.refresh(work, table) {
+            env.count(Counter::FlowDead);
+            env.forget(work);
+            return Follow::Anew;
+        }
+    }
+    if table == Table::Young && !role.is_reply() && flags & CT_REPLIED != 0 && is_ripe(&packet, &work.value, tick) {
+        work.flow.of(&work.key, &work.value);
+        work.flow.last_tick = tick;
+        env.promote(work);
+    }
+    Follow::Rewrite
+}
+
+/// `CT_*` bits that a packet sets.
+#[inline(always)]
+fn state_bits<F: Family>(packet: &Packet<F>, role: Role) -> u16 {
+    let mut bits = 0;
+    if role.is_reply() {
+        bits |= CT_REPLIED;
+    }
+    if packet.proto == TCP {
+        if packet.kind & FIN != 0 {
+            bits |= if role.is_reply() { CT_FIN_BACKEND } else { CT_FIN_CLIENT };
+        }
+        if packet.kind & RST != 0 {
+            bits |= CT_RST;
+        }
+    }
+    // ABORT, SHUTDOWN COMPLETE (RFC 9260 section 3.2)
+    if packet.proto == SCTP && (packet.kind == 6 || packet.kind == 14) {
+        bits |= CT_RST;
+    }
+    bits
+}
+
+/// A packet of the client that follows an answer: the third of a TCP handshake, or of a UDP stream.
+#[inline(always)]
+fn is_ripe<F: Family>(packet: &Packet<F>, value: &CtValue<F>, tick: u32) -> bool {
+    match packet.proto {
+        TCP => packet.kind & (SYN | ACK | RST) == ACK,
+        UDP => tick.wrapping_sub(value.born_tick) >= STREAM_TICKS,
+        _ => true,
+    }
+}
+
+/// Gives all entries of the flow in hand its time and flags, which also refreshes their place in the LRU order, and
+/// puts back those that are gone. False: an entry belongs to another flow, this one must be given up.
+#[inline(always)]
+pub fn refresh<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Table) -> bool {
+    let mut alive = true;
+    for number in 0..work.flow.entries() {
+        let role = Role::of(number);
+        work.flow.entry(role, &mut work.key2, &mut work.value2);
+        let flow = &work.flow;
+        let owned = with(env, &work.key2, |value| {
+            let owned = flow.owns(role, value);
+            if owned {
+                value.last_tick = flow.last_tick;
+                value.flags = flow.flags;
+                // the SNAT pair may have been made since this entry was written
+                if matches!(role, Role::DnatForward | Role::DnatReply) && flow.has_snat() {
+                    (value.aux_addr, value.aux_port) = (flow.snat, flow.snat_port);
+                }
+            }
+            owned
+        });
+        match owned {
+            Some(true) => {}
+            Some(false) => alive = false,
+            None => {
+                if env.flow_insert(table, &work.key2, &work.value2) == Insert::Done {
+                    env.count(Counter::FlowHealed);
+                }
+            }
+        }
+    }
+    alive
+}
+
+/// Copies all entries of the flow in hand into the established table, reply half first. Deletes nothing in the
+/// young one: look-ups prefer the established table, and the sweep takes the rest.
+#[inline(always)]
+pub fn promote<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>) {
+    for number in 0..work.flow.entries() {
+        let role = Role::of(number ^ 1);
+        work.flow.entry(role, &mut work.key2, &mut work.value2);
+        if env.flow_insert(Table::Established, &work.key2, &work.value2) == Insert::Full {
+            env.count(Counter::PromotionFailed);
+            return;
+        }
+    }
+    env.count(Counter::FlowPromoted);
+}
+
+/// Deletes all entries of the flow in hand from both tables, but none that belongs to another flow.
+#[inline(always)]
+pub fn forget<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>) {
+    for number in 0..work.flow.entries() {
+        let role = Role::of(number);
+        work.flow.key(role, &mut work.key2);
+        for table in [Table::Established, Table::Young] {
+            let flow = &work.flow;
+            if env.flow_with(table, &work.key2, |value| flow.owns(role, value)) == Some(true) {
+                env.flow_delete(table, &work.key2);
+            }
+        }
+    }
+}
+
+/// What became of a claim.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+#[repr(u32)]
+pub enum Claim {
+    /// The pair is new; its forward entry is in hand.
+    New = 0,
+    /// This very flow was there already; its forward entry is in hand.
+    Known = 1,
+    /// There is no pair, the packet must be dropped. The reason was counted.
+    Refused = 2,
+}
+
+impl Claim {
+    /// The claim with this number.
+    #[inline(always)]
+    pub const fn of(number: u32) -> Claim {
+        match number {
+            0 => Claim::New,
+            1 => Claim::Known,
+            _ => Claim::Refused,
+        }
+    }
+}
+
+#[inline(always)]
+fn refuse<F: Family>(env: &mut impl Env<F>, why: Counter) -> Claim {
+    env.count(why);
+    Claim::Refused
+}
+
+/// Claims the DNAT pair of the flow in hand, reply half first; leaves the forward entry in `work.key`, `work.value`.
+///
+/// The reply half decides who may use (B -> C:c): held by another live flow, the client is moved to another source
+/// port.
+#[inline(always)]
+pub fn claim<F: Family>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> Claim {
+    let mut claimed = false;
+    for _ in 0..PORT_TRIES {
+        match env.reserve(work, Table::Young, Role::DnatReply) {
+            Reserve::Done => {
+                claimed = true;
+                break;
+            }
+            Reserve::Taken => {
+                work.flow.flags |= CT_MOVED;
+                work.flow.moved_port = pick_port(config, env.random());
+            }
+            Reserve::Full => return refuse(env, Counter::DropTableFull),
+        }
+    }
+    if !claimed {
+        return refuse(env, Counter::DropSnatExhausted);
+    }
+    if work.flow.flags & CT_MOVED != 0 {
+        env.count(Counter::FlowMovedPort);
+    }
+    work.flow.entry(Role::DnatForward, &mut work.key, &mut work.value);
+    match env.flow_insert(Table::Young, &work.key, &work.value) {
+        Insert::Done => Claim::New,
+        Insert::Full => {
+            env.flow_delete(Table::Young, &work.key2);
+            refuse(env, Counter::DropTableFull)
+        }
+        Insert::Exists => {
+            // lost a race, or an orphan of an earlier flow: give the claim back unless the winner is this very pair
+            let flow = &work.flow;
+            let same = env.flow_with(Table::Young, &work.key, |value| flow.owns(Role::DnatForward, value));
+            if same != Some(true) {
+                env.flow_delete(Table::Young, &work.key2);
+                if find(env, &work.key, &mut work.value).is_none() {
+                    return refuse(env, Counter::DropTableFull);
+                }
+            }
+            Claim::Known
+        }
+    }
+}
+
+/// What became of the reservation of one key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+#[repr(u32)]
+pub enum Reserve {
+    /// The flow in hand holds it.
+    Done = 0,
+    /// Another live flow holds it.
+    Taken = 1,
+    /// The table refused.
+    Full = 2,
+}
+
+impl Reserve {
+    /// The reservation with this number.
+    #[inline(always)]
+    pub const fn of(number: u32) -> Reserve {
+        match number {
+            0 => Reserve::Done,
+            1 => Reserve::Taken,
+            _ => Reserve::Full,
+        }
+    }
+}
+
+/// Inserts the entry of the flow in hand with this role into `table` (and leaves it in `work.key2`, `work.value2`),
+/// unless another live flow holds its key in either table. An entry of this very flow is adopted, a closed or stale
+/// one replaced.
+#[inline(always)]
+pub fn reserve<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Table, role: Role) -> Reserve {
+    work.flow.entry(role, &mut work.key2, &mut work.value2);
+    let other = if table == Table::Young { Table::Established } else { Table::Young };
+    let mut inserted = false;
+    for attempt in 0..2 {
+        match env.flow_insert(table, &work.key2, &work.value2) {
+            Insert::Done => {
+                inserted = true;
+                break;
+            }
+            Insert::Full => return Reserve::Full,
+            Insert::Exists => match holder(env, table, work, role) {
+                // adopt it, and bring it up to date
+                Holder::Ours => {
+                    let new = &work.value2;
+                    env.flow_with(table, &work.key2, |value| *value = *new);
+                    break;
+                }
+                Holder::Gone if attempt == 0 => env.flow_delete(table, &work.key2),
+                Holder::Gone | Holder::Other => return Reserve::Taken,
+            },
+        }
+    }
+    match holder(env, other, work, role) {
+        Holder::Other => {
+            if inserted {
+                env.flow_delete(table, &work.key2);
+            }
+            Reserve::Taken
+        }
+        Holder::Gone => {
+            env.flow_delete(other, &work.key2);
+            Reserve::Done
+        }
+        Holder::Ours => Reserve::Done,
+    }
+}
+
+enum Holder {
+    /// The entry is of the flow in hand.
+    Ours,
+    /// It is of a flow that has ended, or of none.
+    Gone,
+    /// It is of another live flow.
+    Other,
+}
+
+/// Who holds `work.key2` in a table.
+#[inline(always)]
+fn holder<F: Family>(env: &mut impl Env<F>, table: Table, work: &Work<F>, role: Role) -> Holder {
+    let flow = &work.flow;
+    let seen = env.flow_with(table, &work.key2, |value| {
+        (flow.owns(role, value), value.flags, value.backend, value.generation)
+    });
+    match seen {
+        None => Holder::Gone,
+        Some((true, ..)) => Holder::Ours,
+        Some((false, flags, backend, generation)) => {
+            let stale = flow.proto != TCP && flags & CT_PASS == 0 && env.generation(backend) != generation;
+            if is_closed(flags) || stale { Holder::Gone } else { Holder::Other }
+        }
+    }
+}
+
+/// Claims the SNAT pair of the flow in hand towards the address of the device it leaves by, in
+/// the table of its DNAT pair, and tells the DNAT pair;
+/// leaves the forward entry in `work.key`, `work.value`. A port that the flow already had is tried first.
+#[inline(always)]
+pub fn claim_snat<F: Family>(
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+    table: Table,
+) -> Claim {
+    let snat = env.iface(work.hook.ifindex).map_or(F::ZERO, |iface| F::snat_addr(&iface));
+    if snat == F::ZERO {
+        return refuse(env, Counter::DropNoSnatAddress);
+    }
+    work.flow.flags |= CT_MASQ;
+    if work.flow.snat_port == [0; 2] {
+        work.flow.snat_port = pick_port(config, env.random());
+        work.flow.snat = snat;
+    }
+    let mut claimed = false;
+    for _ in 0..PORT_TRIES {
+        match env.reserve(work, table, Role::SnatReply) {
+            Reserve::Done => {
+                claimed = true;
+                break;
+            }
+            Reserve::Taken => {
+                work.flow.snat_port = pick_port(config, env.random());
+                work.flow.snat = snat;
+            }
+            Reserve::Full => return refuse(env, Counter::DropTableFull),
+        }
+    }
+    if !claimed {
+        return refuse(env, Counter::DropSnatExhausted);
+    }
+    work.flow.entry(Role::SnatForward, &mut work.key, &mut work.value);
+    if env.flow_insert(table, &work.key, &work.value) == Insert::Exists {
+        let new = &work.value;
+        env.flow_with(table, &work.key, |value| *value = *new);
+    }
+    for role in [Role::DnatForward, Role::DnatReply] {
+        work.flow.key(role, &mut work.key2);
+        let flow = &work.flow;
+        with(env, &work.key2, |value| {
+            if flow.owns(role, value) {
+                (value.aux_addr, value.aux_port) = (flow.snat, flow.snat_port);
+            }
+        });
+    }
+    env.count(Counter::SnatFlow);
+    Claim::New
+}
+
+/// A port of the SNAT pool, network order, evenly drawn; zero if the pool is empty.
+#[inline(always)]
+fn pick_port(config: &LbConfig, random: u32) -> [u8; 2] {
+    let mut left = ((random as u64 * config.snat_total as u64) >> 32) as u32;
+    for number in 0..SNAT_RANGES {
+        let Some(range) = config.snat.get(number) else { break };
+        if range.min == 0 {
+            break;
+        }
+        let size = (range.max as u32).wrapping_sub(range.min as u32).wrapping_add(1);
+        if left < size {
+            return (range.min.wrapping_add(left as u16)).to_be_bytes();
+        }
+        left = left.wrapping_sub(size);
+    }
+    [0; 2]
+}
+
+/// The port (network order) is in the SNAT pool.
+#[must_use]
+#[inline(always)]
+pub fn in_pool(config: &LbConfig, port: [u8; 2]) -> bool {
+    let port = u16::from_be_bytes(port);
+    for number in 0..SNAT_RANGES {
+        let Some(range) = config.snat.get(number) else { break };
+        if range.min != 0 && port >= range.min && port <= range.max {
+            return true;
+        }
+    }
+    false
+}
+
+/// Begins the flow in hand with the packet in hand: client and frontend, no backend yet.
+#[inline(always)]
+pub fn begin<F: Family>(work: &mut Work<F>, now_ns: u64) {
+    let (packet, tick) = (&work.packet, crate::env::ticks(now_ns));
+    work.flow = Flow {
+        client: packet.src,
+        frontend: packet.dst,
+        client_port: packet.sport,
+        moved_port: packet.sport,
+        frontend_port: packet.dport,
+        proto: packet.proto,
+        born_tick: tick,
+        last_tick: tick,
+        ifindex: work.hook.ifindex,
+        ..Flow::default()
+    };
+}

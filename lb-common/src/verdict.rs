@@ -1,0 +1,79 @@
+//! What a hook is told to do.
+
+use crate::counter::Counter;
+
+/// What to do next with a packet at a TC hook.
+///
+/// The rare steps are functions of their own, and the BPF side makes each a global function: the verifier then looks
+/// at it once, by itself, instead of once for every way that leads there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+#[repr(u32)]
+pub enum Step {
+    /// On to the next program and the stack: [`Verdict::Pass`].
+    Pass = 0,
+    /// Discard: [`Verdict::Drop`].
+    Drop = 1,
+    /// [`crate::tc::new_flow`].
+    NewFlow = 2,
+    /// [`crate::tc::last_word`].
+    LastWord = 3,
+    /// [`crate::tc::guard_port`].
+    GuardPort = 4,
+    /// [`crate::tc::answer`], for `work.reason`.
+    Answer = 5,
+    /// [`crate::tc::reset`].
+    Reset = 6,
+    /// [`crate::tc::guard_reply`].
+    GuardReply = 7,
+}
+
+impl Step {
+    /// The step with this number; one that does not exist is a pass.
+    #[inline(always)]
+    pub const fn of(number: u32) -> Step {
+        match number {
+            1 => Step::Drop,
+            2 => Step::NewFlow,
+            3 => Step::LastWord,
+            4 => Step::GuardPort,
+            5 => Step::Answer,
+            6 => Step::Reset,
+            7 => Step::GuardReply,
+            _ => Step::Pass,
+        }
+    }
+}
+
+/// The fate of a packet at a TC hook. Counting is the pipeline's, carrying out is the hook's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Verdict {
+    /// On to the next program and the stack, changed or not (`TCX_NEXT`, invariant I3).
+    Pass,
+    /// Discard.
+    Drop,
+    /// The frame now holds an answer to its sender: send it back the way it came.
+    Reply,
+}
+
+/// The fate of a connect() or a datagram at a socket hook.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum SockVerdict<A> {
+    /// Not aimed at a frontend, or one whose packets are dropped later: leave it.
+    Leave,
+    /// Aim it at this backend instead.
+    Deliver {
+        /// Backend address, network order.
+        addr: A,
+        /// Backend port, network order.
+        port: [u8; 2],
+        /// Backend id.
+        backend: u32,
+        /// Its generation.
+        generation: u32,
+    },
+    /// Fail with ECONNREFUSED.
+    Refuse(Counter),
+}

@@ -1,0 +1,240 @@
+//! The maps as an [`Env`]: all map access of the programs, and its `unsafe`.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
+use lb_common::abi::{
+    Addr4, Addr6, AffKey4, AffKey6, AffValue, CtKey, CtKey4, CtKey6, CtValue, CtValue4, CtValue6, Iface, LbConfig,
+    RangeKey4, RangeKey6, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6, SvcValue,
+};
+use lb_common::counter::Counter;
+use lb_common::env::{Env, Insert, SockEnv, Table, Work};
+use lb_common::family::{Backend, Family, Ip4, Ip6, V4, V6};
+use lb_common::flow::{Role, tag};
+use lb_common::track::{Claim, Reserve};
+
+use crate::maps::*;
+use crate::steps;
+
+/// `-EEXIST`, as `bpf_map_update_elem` returns it.
+const EEXIST: i32 = -17;
+
+/// The maps of the object.
+pub struct BpfEnv;
+
+/// The configuration, once the agent has written it. `None` never happens: the array has one element.
+#[inline(always)]
+pub fn config() -> Option<&'static LbConfig> {
+    LB_CONFIG.get(0)
+}
+
+macro_rules! env {
+    (
+        $family:ident, $addr:ty, $svc_key:ident, $aff_key:ident, $key:ident, $value:ident,
+        svc $svc:ident, node $node:ident $node_key:ident, cidr $cidr:ident, range $range:ident $range_key:ident,
+        be $be:ident, generations $gen:ident, aff $aff:ident, ct $ct:ident, em $em:ident,
+        $refresh:ident $promote:ident $forget:ident $claim:ident $claim_snat:ident $reserve:ident
+    ) => {
+        impl Env<$family> for BpfEnv {
+            #[inline(always)]
+            fn roles(&self, addr: $addr) -> u8 {
+                let slot = $family::role_slot(addr);
+                match LB_ROLES.get_ptr(0) {
+                    // SAFETY: the slot is below ROLE_SIZE (a hash shifted to ROLE_BITS bits); the agent writes
+                    // bytes, a reader sees the old or the new one.
+                    Some(filter) => unsafe {
+                        *filter.cast::<u8>().add((slot & (lb_common::abi::ROLE_SIZE as u32 - 1)) as usize)
+                    },
+                    None => 0,
+                }
+            }
+
+            #[inline(always)]
+            fn service(&self, key: &$svc_key) -> Option<SvcValue> {
+                // SAFETY: not preallocated, so the element outlives this run (RCU), and values are replaced whole.
+                unsafe { $svc.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn node(&self, addr: $addr) -> u32 {
+                // SAFETY: as for services.
+                unsafe { $node.get($node_key { addr: addr.addr }) }.copied().unwrap_or(0)
+            }
+
+            #[inline(always)]
+            fn in_service_cidr(&self, addr: $addr) -> bool {
+                $cidr.get(&Key::new(8 * size_of::<$addr>() as u32, $node_key { addr: addr.addr })).is_some()
+            }
+
+            #[inline(always)]
+            fn in_source_ranges(&self, service: u32, addr: $addr) -> bool {
+                let key = $range_key { service: service.to_be_bytes(), addr: addr.addr };
+                $range.get(&Key::new(8 * size_of::<$range_key>() as u32, key)).is_some()
+            }
+
+            #[inline(always)]
+            fn slot(&self, slot: u32) -> Option<u32> {
+                LB_SLOTS.get(slot).copied()
+            }
+
+            #[inline(always)]
+            fn backend(&self, id: u32) -> Option<Backend<$family>> {
+                let row = $be.get(id)?;
+                (row.proto != 0).then(|| $family::backend(row))
+            }
+
+            #[inline(always)]
+            fn generation(&self, id: u32) -> u32 {
+                $gen.get(id).copied().unwrap_or(0)
+            }
+
+            #[inline(always)]
+            fn affinity(&self, key: &$aff_key) -> Option<AffValue> {
+                // SAFETY: copied at once; an element that was reused meanwhile names a backend that is then
+                // checked against its generation and its membership.
+                unsafe { $aff.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn set_affinity(&mut self, key: &$aff_key, value: &AffValue) {
+                // a failure costs stickiness, not the connection
+                let _ = $aff.insert(key, value, BPF_ANY as u64);
+            }
+
+            #[inline(always)]
+            fn flow_with<R>(
+                &mut self,
+                table: Table,
+                key: &$key,
+                f: impl FnOnce(&mut CtValue<$family>) -> R,
+            ) -> Option<R> {
+                let found = match table {
+                    Table::Established => $ct.get_ptr_mut(key)?,
+                    Table::Young => $em.get_ptr_mut(key)?,
+                };
+                // SAFETY: the pointer is to a live or just reused element of the table; its fields are integers,
+                // so a concurrent writer yields old or new values. The tag rules out an element of another key.
+                let value: &mut $value = unsafe { &mut *found };
+                if value.tag != tag(key) {
+                    return None;
+                }
+                Some(f(value))
+            }
+
+            #[inline(always)]
+            fn flow_insert(&mut self, table: Table, key: &CtKey<$family>, value: &CtValue<$family>) -> Insert {
+                let result = match table {
+                    Table::Established => $ct.insert(key, value, BPF_NOEXIST as u64),
+                    Table::Young => $em.insert(key, value, BPF_NOEXIST as u64),
+                };
+                match result {
+                    Ok(()) => Insert::Done,
+                    Err(EEXIST) => Insert::Exists,
+                    Err(_) => Insert::Full,
+                }
+            }
+
+            #[inline(always)]
+            fn flow_delete(&mut self, table: Table, key: &CtKey<$family>) {
+                // not there: somebody else deleted it
+                let _ = match table {
+                    Table::Established => $ct.remove(key),
+                    Table::Young => $em.remove(key),
+                };
+            }
+
+            #[inline(always)]
+            fn iface(&self, ifindex: u32) -> Option<Iface> {
+                // SAFETY: as for services.
+                unsafe { LB_IF.get(ifindex) }.copied()
+            }
+
+            #[inline(always)]
+            fn now_ns(&self) -> u64 {
+                // SAFETY: a helper without arguments.
+                unsafe { bpf_ktime_get_coarse_ns() }
+            }
+
+            #[inline(always)]
+            fn random(&self) -> u32 {
+                // SAFETY: a helper without arguments.
+                unsafe { bpf_get_prandom_u32() }
+            }
+
+            #[inline(always)]
+            fn count(&mut self, counter: Counter) {
+                if let Some(value) = LB_COUNTERS.get_ptr_mut(counter as u32) {
+                    // SAFETY: an element of this CPU; programs are not preempted by others of their kind there. A
+                    // socket program that is interrupted between load and store loses one count.
+                    unsafe { *value = (*value).wrapping_add(1) };
+                }
+            }
+
+            // `work` is this CPU's work space, where the global functions find it by themselves.
+
+            #[inline(always)]
+            fn refresh(&mut self, _work: &mut Work<$family>, table: Table) -> bool {
+                steps::$refresh(number(table)) != 0
+            }
+
+            #[inline(always)]
+            fn promote(&mut self, _work: &mut Work<$family>) {
+                steps::$promote();
+            }
+
+            #[inline(always)]
+            fn forget(&mut self, _work: &mut Work<$family>) {
+                steps::$forget();
+            }
+
+            #[inline(always)]
+            fn claim(&mut self, _config: &LbConfig, _work: &mut Work<$family>) -> Claim {
+                Claim::of(steps::$claim())
+            }
+
+            #[inline(always)]
+            fn claim_snat(&mut self, _config: &LbConfig, _work: &mut Work<$family>, table: Table) -> Claim {
+                Claim::of(steps::$claim_snat(number(table)))
+            }
+
+            #[inline(always)]
+            fn reserve(&mut self, _work: &mut Work<$family>, table: Table, role: Role) -> Reserve {
+                Reserve::of(steps::$reserve(number(table), role as u32))
+            }
+        }
+    };
+}
+
+/// A table as an argument of a global function.
+#[inline(always)]
+fn number(table: Table) -> u32 {
+    (table == Table::Young) as u32
+}
+
+env!(
+    V4, Ip4, SvcKey4, AffKey4, CtKey4, CtValue4,
+    svc LB_SVC4, node LB_NODE4 Addr4, cidr LB_CIDR4, range LB_RANGE4 RangeKey4,
+    be LB_BE4, generations LB_GEN4, aff LB_AFF4, ct LB_CT4, em LB_EM4,
+    lb_refresh4 lb_promote4 lb_forget4 lb_claim4 lb_claim_snat4 lb_reserve4
+);
+env!(
+    V6, Ip6, SvcKey6, AffKey6, CtKey6, CtValue6,
+    svc LB_SVC6, node LB_NODE6 Addr6, cidr LB_CIDR6, range LB_RANGE6 RangeKey6,
+    be LB_BE6, generations LB_GEN6, aff LB_AFF6, ct LB_CT6, em LB_EM6,
+    lb_refresh6 lb_promote6 lb_forget6 lb_claim6 lb_claim_snat6 lb_reserve6
+);
+
+impl SockEnv for BpfEnv {
+    #[inline(always)]
+    fn correspondent(&self, key: &SkUdpKey) -> Option<SkUdpValue> {
+        // SAFETY: copied at once; the key holds the socket's cookie, so a reused element can only mislead for the
+        // length of this copy, and is then checked against its generation.
+        unsafe { LB_SK_UDP.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_correspondent(&mut self, key: &SkUdpKey, value: &SkUdpValue) {
+        // a failure makes the reply's source the backend's
+        let _ = LB_SK_UDP.insert(key, value, BPF_ANY as u64);
+    }
+}

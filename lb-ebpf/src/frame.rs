@@ -1,0 +1,166 @@
+//! The packet of a TC program as a [`Frame`].
+
+use core::arch::asm;
+
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::helpers::{
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
+    bpf_skb_store_bytes,
+};
+use lb_common::abi::{CFG_CSUM_IPV6, LbConfig};
+use lb_common::family::Family;
+use lb_common::frame::Frame;
+
+/// `BPF_F_IPV6` of `bpf_l4_csum_replace` (kernel 6.16): an IPv6 address change cancels itself out in the sum of the
+/// whole packet, so `CHECKSUM_COMPLETE` must not be moved by it.
+const BPF_F_IPV6: u64 = 1 << 7;
+/// No header that we look at begins further in.
+const FAR: usize = 320;
+
+/// An skb. Reads go straight to packet memory, writes through helpers, which know about offloaded checksums, clones
+/// and fragments.
+pub struct SkbFrame {
+    skb: *mut __sk_buff,
+    /// Flags of `bpf_l4_csum_replace` for a pseudo-header change.
+    pseudo: u64,
+}
+
+impl SkbFrame {
+    /// Wraps the context of a TC program.
+    #[inline(always)]
+    pub fn new<F: Family>(skb: *mut __sk_buff, config: &LbConfig) -> SkbFrame {
+        let ipv6 = F::V6 && config.flags & CFG_CSUM_IPV6 != 0;
+        let pseudo = BPF_F_PSEUDO_HDR as u64 | if ipv6 { BPF_F_IPV6 } else { 0 };
+        SkbFrame { skb, pseudo }
+    }
+
+    /// Makes the first `len` bytes readable in place, if the packet is that long and they are not yet.
+    #[inline(always)]
+    pub fn pull(&mut self, len: u32) {
+        let (data, end) = self.bounds();
+        if data + len as usize > end {
+            // SAFETY: `skb` is the program's context.
+            unsafe {
+                let whole = (*self.skb).len;
+                if (end - data) < whole as usize {
+                    bpf_skb_pull_data(self.skb, if whole < len { whole } else { len });
+                }
+            }
+        }
+    }
+
+    /// Start and end of the packet memory. Read anew at each use: a helper that touches the skb moves it.
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        let (data, end): (u64, u64);
+        // SAFETY: 32-bit loads at the offsets of `data` (76) and `data_end` (80) in `struct __sk_buff`, which the
+        // verifier turns into packet pointers. In assembly, because the compiler would narrow comparisons of
+        // pointers that it believes to be 32 bits wide.
+        unsafe {
+            asm!("{0} = *(u32 *)({1} + 76)", out(reg) data, in(reg) self.skb, options(readonly, nostack, preserves_flags));
+            asm!("{0} = *(u32 *)({1} + 80)", out(reg) end, in(reg) self.skb, options(readonly, nostack, preserves_flags));
+        }
+        (data as usize, end as usize)
+    }
+}
+
+/// Reads N bytes of packet memory by the widest loads. BPF has unaligned packet access, the compiler does not know.
+///
+/// # Safety
+/// - [start, start + N) is packet memory.
+#[inline(always)]
+unsafe fn read<const N: usize>(start: usize) -> [u8; N] {
+    let mut bytes = Words::<N> { bytes: [0; N] };
+    let to = bytes.bytes.as_mut_ptr();
+    let mut done = 0;
+    // SAFETY: each load is inside the range that the caller vouches for; each store is inside `bytes`, which is
+    // aligned to 8, at an offset that is a multiple of the store's width.
+    unsafe {
+        while done + 8 <= N {
+            let word: u64;
+            asm!("{0} = *(u64 *)({1} + 0)", out(reg) word, in(reg) start + done, options(readonly, nostack, preserves_flags));
+            to.add(done).cast::<u64>().write(word);
+            done += 8;
+        }
+        if done + 4 <= N {
+            let word: u64;
+            asm!("{0} = *(u32 *)({1} + 0)", out(reg) word, in(reg) start + done, options(readonly, nostack, preserves_flags));
+            to.add(done).cast::<u32>().write(word as u32);
+            done += 4;
+        }
+        if done + 2 <= N {
+            let word: u64;
+            asm!("{0} = *(u16 *)({1} + 0)", out(reg) word, in(reg) start + done, options(readonly, nostack, preserves_flags));
+            to.add(done).cast::<u16>().write(word as u16);
+            done += 2;
+        }
+        if done < N {
+            *to.add(done) = *((start + done) as *const u8);
+        }
+    }
+    bytes.bytes
+}
+
+/// Bytes that can be written by words.
+#[repr(C, align(8))]
+struct Words<const N: usize> {
+    bytes: [u8; N],
+}
+
+impl Frame for SkbFrame {
+    #[inline(always)]
+    fn load<const N: usize>(&self, off: usize) -> Option<[u8; N]> {
+        if off > FAR {
+            return None;
+        }
+        let (data, end) = self.bounds();
+        let start = data + off;
+        if start + N <= end {
+            // SAFETY: [start, start + N) is inside the packet, just compared.
+            return Some(unsafe { read(start) });
+        }
+        let mut bytes = [0u8; N];
+        // SAFETY: the destination is N bytes of ours; the helper checks the source.
+        let failed = unsafe { bpf_skb_load_bytes(self.skb.cast(), off as u32, bytes.as_mut_ptr().cast(), N as u32) };
+        (failed == 0).then_some(bytes)
+    }
+
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, off: usize, bytes: &[u8; N]) -> Option<()> {
+        // SAFETY: the source is N bytes of ours; the helper checks the destination and makes it writable.
+        let failed = unsafe { bpf_skb_store_bytes(self.skb, off as u32, bytes.as_ptr().cast(), N as u32, 0) };
+        (failed == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn fix_l3(&mut self, off: usize, delta: u16) -> Option<()> {
+        // SAFETY: `skb` is the program's context; size 0 takes `to` as a difference.
+        let failed = unsafe { bpf_l3_csum_replace(self.skb, off as u32, 0, delta as u64, 0) };
+        (failed == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn fix_l4(&mut self, off: usize, addr: u16, port: u16, udp: bool) -> Option<()> {
+        let mangled = if udp { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
+        // SAFETY: as in `fix_l3`.
+        let failed = unsafe { bpf_l4_csum_replace(self.skb, off as u32, 0, addr as u64, self.pseudo | mangled) };
+        if failed != 0 {
+            return None;
+        }
+        if port != 0 {
+            // SAFETY: as in `fix_l3`.
+            let failed = unsafe { bpf_l4_csum_replace(self.skb, off as u32, 0, port as u64, mangled) };
+            if failed != 0 {
+                return None;
+            }
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, len: usize) -> Option<()> {
+        // SAFETY: `skb` is the program's context.
+        let failed = unsafe { bpf_skb_change_tail(self.skb, len as u32, 0) };
+        (failed == 0).then_some(())
+    }
+}

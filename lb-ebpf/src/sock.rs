@@ -1,0 +1,405 @@
+//! Socket programs: translate the address that a socket of the host is aimed at, and back.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::bpf_sock_addr;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
+use aya_ebpf::programs::SockAddrContext;
+use lb_common::abi::{ROLE_FRONTEND, ROLE_NODEPORT, SkPeer};
+use lb_common::env::Env;
+use lb_common::family::{Family, Ip4, Ip6, V4, V6};
+use lb_common::packet::{TCP, UDP};
+use lb_common::sock::{self, connect, recvmsg, sendmsg};
+use lb_common::verdict::SockVerdict;
+
+use crate::env::{BpfEnv, config};
+use crate::maps::{LB_NETNS, LB_SK_PEER};
+
+/// The hook lets the system call go on.
+const PROCEED: i32 = 1;
+/// The hook fails it, with the error of `bpf_set_retval`.
+const FAIL: i32 = 0;
+/// No hook returns this.
+const NONE: i32 = -1;
+const ECONNREFUSED: i32 = 111;
+const SOCK_STREAM: u32 = 1;
+const SOCK_DGRAM: u32 = 2;
+
+/// An address family at the socket hooks.
+trait SockFamily: Family {
+    fn get(sa: *mut bpf_sock_addr) -> Self::Addr;
+    fn set(sa: *mut bpf_sock_addr, addr: Self::Addr);
+    /// The source address that the socket has; zero = none.
+    fn source(sa: *mut bpf_sock_addr) -> Self::Addr;
+}
+
+impl SockFamily for V4 {
+    #[inline(always)]
+    fn get(sa: *mut bpf_sock_addr) -> Ip4 {
+        // SAFETY: the program's context.
+        unsafe { (*sa).user_ip4 }.to_ne_bytes().into()
+    }
+    #[inline(always)]
+    fn set(sa: *mut bpf_sock_addr, addr: Ip4) {
+        // SAFETY: the program's context, a writable field.
+        unsafe { (*sa).user_ip4 = u32::from_ne_bytes(addr.addr) };
+    }
+    #[inline(always)]
+    fn source(sa: *mut bpf_sock_addr) -> Ip4 {
+        // SAFETY: the program's context; the verifier checks the socket pointer for null where we do.
+        unsafe {
+            let sk = (*sa).__bindgen_anon_1.sk;
+            if sk.is_null() { V4::ZERO } else { (*sk).src_ip4.to_ne_bytes().into() }
+        }
+    }
+}
+
+/// IPv6 words of the context: 32-bit accesses only, as the verifier wants.
+#[inline(always)]
+fn words(a: [u32; 4]) -> Ip6 {
+    let [a, b, c, d] = a.map(u32::to_ne_bytes);
+    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]].into()
+}
+
+impl SockFamily for V6 {
+    #[inline(always)]
+    fn get(sa: *mut bpf_sock_addr) -> Ip6 {
+        // SAFETY: the program's context; volatile keeps the four loads apart.
+        unsafe {
+            let ip = &raw const (*sa).user_ip6;
+            let at = |n: usize| ip.cast::<u32>().add(n).read_volatile();
+            words([at(0), at(1), at(2), at(3)])
+        }
+    }
+    #[inline(always)]
+    fn set(sa: *mut bpf_sock_addr, Ip6 { addr: a }: Ip6) {
+        // SAFETY: the program's context, writable words; volatile keeps the four stores apart.
+        unsafe {
+            let ip = (&raw mut (*sa).user_ip6).cast::<u32>();
+            ip.write_volatile(u32::from_ne_bytes([a[0], a[1], a[2], a[3]]));
+            ip.add(1).write_volatile(u32::from_ne_bytes([a[4], a[5], a[6], a[7]]));
+            ip.add(2).write_volatile(u32::from_ne_bytes([a[8], a[9], a[10], a[11]]));
+            ip.add(3).write_volatile(u32::from_ne_bytes([a[12], a[13], a[14], a[15]]));
+        }
+    }
+    #[inline(always)]
+    fn source(sa: *mut bpf_sock_addr) -> Ip6 {
+        // SAFETY: as for IPv4; volatile keeps the four loads apart.
+        unsafe {
+            let sk = (*sa).__bindgen_anon_1.sk;
+            if sk.is_null() {
+                return V6::ZERO;
+            }
+            let ip = (&raw const (*sk).src_ip6).cast::<u32>();
+            let at = |n: usize| ip.add(n).read_volatile();
+            words([at(0), at(1), at(2), at(3)])
+        }
+    }
+}
+
+/// An IPv4-mapped address (RFC 4291 section 2.5.5.2), which is IPv4 on the wire.
+#[inline(always)]
+fn mapped(sa: *mut bpf_sock_addr) -> Option<Ip4> {
+    let [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] = V6::get(sa).addr else { return None };
+    Some([a, b, c, d].into())
+}
+
+#[inline(always)]
+fn set_mapped(sa: *mut bpf_sock_addr, Ip4 { addr: [a, b, c, d] }: Ip4) {
+    V6::set(sa, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d].into());
+}
+
+// Functions of their own, for the sake of the stack.
+
+#[inline(never)]
+fn connect_mapped(ctx: &SockAddrContext, addr: Ip4) -> i32 {
+    let sa = ctx.sock_addr;
+    connect_to::<V4>(ctx, addr, V4::source(sa), |a| set_mapped(sa, a))
+}
+
+#[inline(never)]
+fn connect_native(ctx: &SockAddrContext) -> i32 {
+    let sa = ctx.sock_addr;
+    connect_to::<V6>(ctx, V6::get(sa), V6::source(sa), |a| V6::set(sa, a))
+}
+
+#[inline(never)]
+fn send_native6(ctx: &SockAddrContext) -> i32 {
+    let sa = ctx.sock_addr;
+    send_to::<V6>(ctx, V6::get(sa), |a| V6::set(sa, a))
+}
+
+/// `NONE` = there is no earlier choice.
+#[inline(never)]
+fn send_known6(ctx: &SockAddrContext) -> i32 {
+    let sa = ctx.sock_addr;
+    send_known::<V6>(ctx, V6::get(sa), |a| V6::set(sa, a)).unwrap_or(NONE)
+}
+
+#[inline(never)]
+fn send_mapped(ctx: &SockAddrContext, addr: Ip4) -> i32 {
+    let sa = ctx.sock_addr;
+    match send_known::<V4>(ctx, addr, |a| set_mapped(sa, a)) {
+        Some(code) => code,
+        None => send_to::<V4>(ctx, addr, |a| set_mapped(sa, a)),
+    }
+}
+
+/// Whether sockets of this network namespace are translated (invariant I4).
+#[inline(always)]
+fn is_ours(ctx: &SockAddrContext) -> bool {
+    // SAFETY: not preallocated hash elements outlive this run; the helper takes the context.
+    unsafe {
+        let cookie = bpf_get_netns_cookie(ctx.as_ptr());
+        LB_NETNS.get(cookie).is_some() || LB_NETNS.get(0).is_some()
+    }
+}
+
+/// TCP or UDP, by the socket's type; `None` = neither.
+#[inline(always)]
+fn proto(sa: *mut bpf_sock_addr) -> Option<u8> {
+    // SAFETY: the program's context.
+    let (kind, protocol) = unsafe { ((*sa).type_, (*sa).protocol) };
+    match (kind, protocol) {
+        (SOCK_STREAM, 6) => Some(TCP),
+        (SOCK_DGRAM, 17) => Some(UDP),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn port(sa: *mut bpf_sock_addr) -> [u8; 2] {
+    // SAFETY: the program's context. The port lies in network order in the low half.
+    let port = unsafe { (*sa).user_port } as u16;
+    port.to_ne_bytes()
+}
+
+#[inline(always)]
+fn set_port(sa: *mut bpf_sock_addr, port: [u8; 2]) {
+    // SAFETY: the program's context, a writable field.
+    unsafe { (*sa).user_port = u16::from_ne_bytes(port) as u32 };
+}
+
+#[inline(always)]
+fn refuse() -> i32 {
+    // SAFETY: a helper.
+    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    FAIL
+}
+
+#[inline(always)]
+fn known<A: Eq + Copy>(addr: A, none: A) -> Option<A> {
+    (addr != none).then_some(addr)
+}
+
+/// Remembers the frontend of a connected socket for getpeername() and recvmsg().
+#[inline(always)]
+fn remember<F: Family>(ctx: &SockAddrContext, addr: F::Addr, port: [u8; 2], proto: u8, backend: u32) {
+    let family = if F::V6 { 6 } else { 4 };
+    let mut peer = SkPeer { addr: F::wide(addr), port, family, proto, backend };
+    // SAFETY: the helper takes the context's socket; the storage belongs to it.
+    unsafe {
+        let stored = LB_SK_PEER.get_or_insert_ptr_mut(ctx, Some(&mut peer));
+        if !stored.is_null() {
+            *stored = peer;
+        }
+    }
+}
+
+/// Forgets it: the socket is connected to something else now.
+#[inline(always)]
+fn unremember(ctx: &SockAddrContext) {
+    // SAFETY: as in `remember`; a port of zero matches no peer.
+    unsafe {
+        let stored = LB_SK_PEER.get_ptr_mut(ctx);
+        if !stored.is_null() {
+            (*stored).port = [0; 2];
+            (*stored).family = 0;
+        }
+    }
+}
+
+/// connect(): `addr` is where to, `set` writes the backend's address.
+#[inline(always)]
+fn connect_to<F: SockFamily>(ctx: &SockAddrContext, addr: F::Addr, source: F::Addr, set: impl Fn(F::Addr)) -> i32
+where
+    BpfEnv: Env<F>,
+{
+    let sa = ctx.sock_addr;
+    let (Some(config), Some(proto)) = (config(), proto(sa)) else { return PROCEED };
+    let to = port(sa);
+    match connect::<F>(&mut BpfEnv, config, known(source, F::ZERO), addr, to, proto) {
+        SockVerdict::Leave => {
+            if proto == UDP {
+                unremember(ctx);
+            }
+            PROCEED
+        }
+        SockVerdict::Refuse(_) => refuse(),
+        SockVerdict::Deliver { addr: backend, port, backend: id, .. } => {
+            remember::<F>(ctx, addr, to, proto, id);
+            set(backend);
+            set_port(sa, port);
+            PROCEED
+        }
+    }
+}
+
+/// sendmsg() with a destination that this socket has not sent to lately.
+#[inline(always)]
+fn send_to<F: SockFamily>(ctx: &SockAddrContext, addr: F::Addr, set: impl Fn(F::Addr)) -> i32
+where
+    BpfEnv: Env<F>,
+{
+    let sa = ctx.sock_addr;
+    let (Some(config), Some(UDP)) = (config(), proto(sa)) else { return PROCEED };
+    let source = known(F::source(sa), F::ZERO);
+    carry_out(sa, sendmsg::<F>(&mut BpfEnv, config, cookie(ctx), source, addr, port(sa), UDP), set)
+}
+
+/// sendmsg() with a destination: by an earlier choice. `None` = there is none.
+#[inline(always)]
+fn send_known<F: SockFamily>(ctx: &SockAddrContext, addr: F::Addr, set: impl Fn(F::Addr)) -> Option<i32>
+where
+    BpfEnv: Env<F>,
+{
+    if Env::<F>::roles(&BpfEnv, addr) & (ROLE_FRONTEND | ROLE_NODEPORT) == 0 {
+        return Some(PROCEED);
+    }
+    let sa = ctx.sock_addr;
+    let verdict = sock::known::<F>(&mut BpfEnv, cookie(ctx), addr, port(sa))?;
+    Some(carry_out(sa, verdict, set))
+}
+
+#[inline(always)]
+fn carry_out<A>(sa: *mut bpf_sock_addr, verdict: SockVerdict<A>, set: impl Fn(A)) -> i32 {
+    match verdict {
+        SockVerdict::Leave => PROCEED,
+        SockVerdict::Refuse(_) => refuse(),
+        SockVerdict::Deliver { addr, port, .. } => {
+            set(addr);
+            set_port(sa, port);
+            PROCEED
+        }
+    }
+}
+
+#[inline(always)]
+fn cookie(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the helper takes the context.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
+}
+
+/// recvmsg() that tells the source.
+#[inline(always)]
+fn receive_from<F: SockFamily>(ctx: &SockAddrContext, addr: F::Addr, set: impl Fn(F::Addr)) {
+    let sa = ctx.sock_addr;
+    if let Some((frontend, port)) = recvmsg::<F>(&BpfEnv, cookie(ctx), addr, port(sa)) {
+        set(F::narrow(frontend));
+        set_port(sa, port);
+        return;
+    }
+    peer_of::<F>(ctx, set);
+}
+
+/// The frontend that a connected socket was aimed at.
+#[inline(always)]
+fn peer_of<F: SockFamily>(ctx: &SockAddrContext, set: impl Fn(F::Addr)) {
+    // SAFETY: the storage belongs to the context's socket.
+    let stored = unsafe { LB_SK_PEER.get_ptr_mut(ctx) };
+    if stored.is_null() {
+        return;
+    }
+    // SAFETY: not null, checked above.
+    let peer = unsafe { *stored };
+    if peer.family == if F::V6 { 6 } else { 4 } {
+        set(F::narrow(peer.addr));
+        set_port(ctx.sock_addr, peer.port);
+    }
+}
+
+#[inline(always)]
+pub fn connect4(ctx: &SockAddrContext) -> i32 {
+    let sa = ctx.sock_addr;
+    if is_ours(ctx) { connect_to::<V4>(ctx, V4::get(sa), V4::source(sa), |a| V4::set(sa, a)) } else { PROCEED }
+}
+
+#[inline(always)]
+pub fn connect6(ctx: &SockAddrContext) -> i32 {
+    let sa = ctx.sock_addr;
+    if !is_ours(ctx) {
+        return PROCEED;
+    }
+    match mapped(sa) {
+        Some(addr) => connect_mapped(ctx, addr),
+        None => connect_native(ctx),
+    }
+}
+
+#[inline(always)]
+pub fn sendmsg4(ctx: &SockAddrContext) -> i32 {
+    let sa = ctx.sock_addr;
+    if !is_ours(ctx) {
+        return PROCEED;
+    }
+    match send_known::<V4>(ctx, V4::get(sa), |a| V4::set(sa, a)) {
+        Some(code) => code,
+        None => send_to::<V4>(ctx, V4::get(sa), |a| V4::set(sa, a)),
+    }
+}
+
+#[inline(always)]
+pub fn sendmsg6(ctx: &SockAddrContext) -> i32 {
+    let sa = ctx.sock_addr;
+    if !is_ours(ctx) {
+        return PROCEED;
+    }
+    if let Some(addr) = mapped(sa) {
+        return send_mapped(ctx, addr);
+    }
+    match send_known6(ctx) {
+        NONE => send_native6(ctx),
+        code => code,
+    }
+}
+
+#[inline(always)]
+pub fn recvmsg4(ctx: &SockAddrContext) -> i32 {
+    let sa = ctx.sock_addr;
+    if is_ours(ctx) {
+        receive_from::<V4>(ctx, V4::get(sa), |a| V4::set(sa, a));
+    }
+    PROCEED
+}
+
+#[inline(always)]
+pub fn recvmsg6(ctx: &SockAddrContext) -> i32 {
+    let sa = ctx.sock_addr;
+    if is_ours(ctx) {
+        match mapped(sa) {
+            Some(addr) => receive_from::<V4>(ctx, addr, |a| set_mapped(sa, a)),
+            None => receive_from::<V6>(ctx, V6::get(sa), |a| V6::set(sa, a)),
+        }
+    }
+    PROCEED
+}
+
+#[inline(always)]
+pub fn getpeer4(ctx: &SockAddrContext) -> i32 {
+    let sa = ctx.sock_addr;
+    if is_ours(ctx) {
+        peer_of::<V4>(ctx, |a| V4::set(sa, a));
+    }
+    PROCEED
+}
+
+#[inline(always)]
+pub fn getpeer6(ctx: &SockAddrContext) -> i32 {
+    let sa = ctx.sock_addr;
+    if is_ours(ctx) {
+        match mapped(sa) {
+            Some(_) => peer_of::<V4>(ctx, |a| set_mapped(sa, a)),
+            None => peer_of::<V6>(ctx, |a| V6::set(sa, a)),
+        }
+    }
+    PROCEED
+}
