@@ -10,7 +10,9 @@
     )
 )]
 
+pub mod config;
 pub mod desired;
+pub mod kubeproxy;
 pub mod links;
 pub mod model;
 pub mod plan;
