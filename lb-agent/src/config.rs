@@ -11,7 +11,11 @@ use crate::model::settings::{Settings, SocketLb};
 
 /// The command line.
 #[derive(Debug, Parser)]
-#[command(name = "lb-agent", version, about = "eBPF service load balancer for one node: does what kube-proxy does")]
+#[command(
+    name = "lb-agent",
+    version,
+    about = "eBPF service load balancer for one node: does what kube-proxy does"
+)]
 #[command(after_help = "\
 Examples:
   lb-agent run --node-name $(hostname) --manifests /etc/lb        serve the Services of a folder
@@ -177,10 +181,11 @@ impl RunArgs {
         let Some(path) = &self.config else {
             return Ok((kubeproxy::KubeProxyConfiguration::default().resolve()?, Vec::new()));
         };
-        let text =
-            std::fs::read_to_string(path).map_err(|source| StartError::Read { path: path.clone(), source })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| StartError::Read { path: path.clone(), source })?;
         let (config, unknown) = kubeproxy::parse(&text)?;
-        let warn = |field| format!("configuration field {field} is not known and has no effect; is it misspelt?");
+        let warn =
+            |field| format!("configuration field {field} is not known and has no effect; is it misspelt?");
         Ok((config, unknown.into_iter().map(warn).collect()))
     }
 

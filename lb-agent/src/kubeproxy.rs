@@ -209,7 +209,12 @@ impl KubeProxyConfiguration {
     /// See [`ConfigError`]; the first fault found is named.
     pub fn resolve(&self) -> Result<ProxyConfig, ConfigError> {
         if self.api_version != API_VERSION {
-            return bad("apiVersion", &self.api_version, "is not known", "write kubeproxy.config.k8s.io/v1alpha1");
+            return bad(
+                "apiVersion",
+                &self.api_version,
+                "is not known",
+                "write kubeproxy.config.k8s.io/v1alpha1",
+            );
         }
         if self.kind != KIND {
             return bad("kind", &self.kind, "is not known", "write KubeProxyConfiguration");
@@ -245,7 +250,12 @@ impl KubeProxyConfiguration {
     /// The specific address, and whether the primary family is IPv6.
     fn bind(&self) -> Result<(Option<IpAddr>, bool), ConfigError> {
         let Some(address) = parse_ip(&self.bind_address) else {
-            return bad("bindAddress", &self.bind_address, "is not an IP address", "write the node's IP or 0.0.0.0");
+            return bad(
+                "bindAddress",
+                &self.bind_address,
+                "is not an IP address",
+                "write the node's IP or 0.0.0.0",
+            );
         };
         Ok((Some(address).filter(|a| !a.is_unspecified()), address.is_ipv6()))
     }
@@ -258,9 +268,8 @@ impl KubeProxyConfiguration {
         match self.detect_local_mode.as_str() {
             "" | "ClusterCIDR" => Ok(DetectLocal::ClusterCidr(self.cluster_cidrs()?)),
             "NodeCIDR" => Ok(DetectLocal::NodeCidr),
-            "BridgeInterface" => {
-                required("detectLocal.bridgeInterface", &self.detect_local.bridge_interface).map(DetectLocal::Bridge)
-            }
+            "BridgeInterface" => required("detectLocal.bridgeInterface", &self.detect_local.bridge_interface)
+                .map(DetectLocal::Bridge),
             "InterfaceNamePrefix" => {
                 required("detectLocal.interfaceNamePrefix", &self.detect_local.interface_name_prefix)
                     .map(DetectLocal::InterfacePrefix)
@@ -278,10 +287,20 @@ impl KubeProxyConfiguration {
         let mut found: Vec<IpNet> = Vec::new();
         for text in self.cluster_cidr.split(',').map(str::trim).filter(|t| !t.is_empty()) {
             let Some(net) = parse_net(text) else {
-                return bad("clusterCIDR", text, "is not a CIDR", "write address/prefix, or two of them with a comma");
+                return bad(
+                    "clusterCIDR",
+                    text,
+                    "is not a CIDR",
+                    "write address/prefix, or two of them with a comma",
+                );
             };
             if found.iter().any(|n| Family::of_net(n) == Family::of_net(&net)) {
-                return bad("clusterCIDR", text, "is the second of its family", "write at most one per family");
+                return bad(
+                    "clusterCIDR",
+                    text,
+                    "is the second of its family",
+                    "write at most one per family",
+                );
             }
             found.push(net);
         }
@@ -360,7 +379,8 @@ fn go_duration(text: &str) -> Option<Duration> {
     let mut total = 0.0;
     let mut rest = text;
     while !rest.is_empty() {
-        let (number, behind) = rest.split_at_checked(rest.find(|c: char| !c.is_ascii_digit() && c != '.')?)?;
+        let (number, behind) =
+            rest.split_at_checked(rest.find(|c: char| !c.is_ascii_digit() && c != '.')?)?;
         let end = behind.find(|c: char| c.is_ascii_digit()).unwrap_or(behind.len());
         let (unit, next) = behind.split_at_checked(end)?;
         let seconds = match unit {
@@ -378,12 +398,19 @@ fn go_duration(text: &str) -> Option<Duration> {
     (!text.is_empty()).then(|| Duration::try_from_secs_f64(total).ok()).flatten()
 }
 
-fn bad<T>(field: &'static str, value: &str, problem: &'static str, cure: &'static str) -> Result<T, ConfigError> {
+fn bad<T>(
+    field: &'static str,
+    value: &str,
+    problem: &'static str,
+    cure: &'static str,
+) -> Result<T, ConfigError> {
     Err(ConfigError::Value { field, value: value.to_owned(), problem, cure })
 }
 
 /// `null` is the default, as kube-proxy's own printed configurations have it.
-fn or_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> Result<T, D::Error> {
+fn or_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(
+    from: D,
+) -> Result<T, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 

@@ -12,9 +12,15 @@
 
 pub mod config;
 pub mod desired;
+pub mod dump;
+pub mod glue;
+pub mod kernel;
 pub mod kubeproxy;
 pub mod links;
 pub mod model;
 pub mod plan;
+pub mod run;
+pub mod status;
 pub mod store;
+pub mod tasks;
 pub mod watch;

@@ -102,8 +102,11 @@ impl Store {
                 }
             }
             Event::Issues(source, issues) => {
-                self.issues.insert(source, issues);
-                self.current.issues = self.issues.values().flatten().cloned().collect();
+                if self.issues.get(&source).is_none_or(|old| *old != issues) {
+                    changed.others += 1;
+                    self.issues.insert(source, issues);
+                    self.current.issues = self.issues.values().flatten().cloned().collect();
+                }
             }
             Event::InSync(source) => changed.others += u64::from(self.awaited.remove(&source)),
         }

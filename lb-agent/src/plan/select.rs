@@ -19,6 +19,8 @@ pub struct Selected {
     pub in_cluster: bool,
     /// In the Local set (B45).
     pub in_local: bool,
+    /// Ready (B27); what a load balancer's health check counts (B120).
+    pub ready: bool,
     /// Still serves, so flows to it go on (B107); else it is about to be gone.
     pub serving: bool,
 }
@@ -67,6 +69,7 @@ pub fn select<'a>(
                 local: local(e),
                 in_cluster: cluster.admits(e),
                 in_local: in_local(e),
+                ready: e.ready,
                 serving: e.ready || e.serving,
             })
             .collect(),
