@@ -13,6 +13,8 @@
 pub mod config;
 pub mod desired;
 pub mod dump;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod glue;
 pub mod kernel;
 pub mod kubeproxy;
