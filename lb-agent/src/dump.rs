@@ -43,10 +43,10 @@ pub fn dump(tables: &Desired) -> String {
         lines.push(backend(*id, IpAddr::from(b.addr), b.port, b.proto, b.flags, b.service));
     }
     lines.extend(tables.slots.iter().map(|(slot, id)| format!("SLOT   {slot} backend={id}")));
-    for ((length, key), _) in &tables.ranges4 {
+    for (length, key) in tables.ranges4.keys() {
         lines.push(range(key.service, IpAddr::from(key.addr), *length));
     }
-    for ((length, key), _) in &tables.ranges6 {
+    for (length, key) in tables.ranges6.keys() {
         lines.push(range(key.service, IpAddr::from(key.addr), *length));
     }
     lines.extend(tables.cidrs4.keys().map(|(length, k)| format!("CIDR   {}/{length}", IpAddr::from(k.addr))));

@@ -4,6 +4,7 @@
 //! generation moves when that ends and again when the id is given to someone else, so whoever remembers (id,
 //! generation) never takes one for the other. 0 is "none" in the kernel and never given out.
 
+use std::collections::btree_map::Entry as MapEntry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -229,10 +230,12 @@ fn restore_backend(backends: &mut Backends, id: u32, endpoint: (u32, IpAddr, u16
         return;
     }
     backends.generations.entry(id).or_default();
-    if backends.held.contains_key(&endpoint) {
-        backends.leave(id);
-    } else {
-        backends.held.insert(endpoint, Entry { value: id, wanted: false });
+    match backends.held.entry(endpoint) {
+        // Two ids of one endpoint: a crash between two applies may leave them.
+        MapEntry::Occupied(_) => backends.leave(id),
+        MapEntry::Vacant(free) => {
+            free.insert(Entry { value: id, wanted: false });
+        }
     }
 }
 

@@ -35,14 +35,14 @@ bindAddress: 0.0.0.0
 bindAddressHardFail: false
 clientConnection: {acceptContentTypes: '', burst: 0, contentType: '', kubeconfig: /var/lib/kube-proxy/kubeconfig.conf, qps: 0}
 clusterCIDR: 10.244.0.0/16,fd00:10:244::/56
-configSyncPeriod: 0s1ms
+configSyncPeriod: 0s
 conntrack: {maxPerCore: null, min: null, tcpCloseWaitTimeout: null, tcpEstablishedTimeout: null}
 detectLocal: {bridgeInterface: '', interfaceNamePrefix: ''}
 detectLocalMode: ''
 enableProfiling: false
 healthzBindAddress: ''
 hostnameOverride: ''
-iptables: {localhostNodePorts: null, masqueradeAll: false, masqueradeBit: null, minSyncPeriod: 0s, syncPeriod: 30s}
+iptables: {localhostNodePorts: null, masqueradeAll: false, masqueradeBit: null, minSyncPeriod: 0s, syncPeriod: 0s}
 ipvs: {excludeCIDRs: null, minSyncPeriod: 0s, scheduler: '', strictARP: false, syncPeriod: 0s, tcpFinTimeout: 0s, tcpTimeout: 0s, udpTimeout: 0s}
 logging: {flushFrequency: 0, options: {json: {infoBufferSize: '0'}}, verbosity: 0}
 metricsBindAddress: ''
@@ -56,7 +56,7 @@ winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: '', roo
     let config = read(text);
     let DetectLocal::ClusterCidr(cidrs) = config.detect else { panic!("{:?}", config.detect) };
     assert_eq!(cidrs.len(), 2);
-    assert_eq!(config.min_sync, Duration::ZERO);
+    assert_eq!((config.min_sync, config.sync), (Duration::from_secs(1), Duration::from_secs(30)));
 }
 
 #[test]
@@ -84,6 +84,7 @@ fn b129_b135_an_ipv6_bind_address_moves_the_defaults() {
     );
     assert_eq!(config.bind_address, "fd00::1".parse().ok());
     assert_eq!(read("bindAddress: '::'").bind_address, None);
+    assert_eq!(read("healthzBindAddress: 192.0.2.11").healthz.to_string(), "192.0.2.11:10256");
 }
 
 #[test]
@@ -105,7 +106,6 @@ fn b165_every_bad_value_names_its_field() {
         ("detectLocalMode: BridgeInterface", "detectLocal.bridgeInterface"),
         ("detectLocalMode: InterfaceNamePrefix", "detectLocal.interfaceNamePrefix"),
         ("nodePortAddresses: [secondary]", "nodePortAddresses"),
-        ("iptables: {syncPeriod: 0s}", "syncPeriod"),
         ("iptables: {syncPeriod: 1s, minSyncPeriod: 2s}", "minSyncPeriod"),
         ("iptables: {minSyncPeriod: -1s}", "minSyncPeriod"),
         ("iptables: {minSyncPeriod: 5}", "minSyncPeriod"),

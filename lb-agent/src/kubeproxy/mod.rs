@@ -1,14 +1,17 @@
 //! `KubeProxyConfiguration` v1alpha1, as kube-proxy reads it (B163-B165).
 //!
-//! Everything here is text and defaults; [`KubeProxyConfiguration::resolve`] makes values of it. Fields that this
-//! agent has no use for are known, so that only real typing errors are named.
+//! [`file`] has the texts of the file; here they become values. Read [`parse`] first.
+
+mod file;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::Deserialize;
 use thiserror::Error;
+
+pub use self::file::KubeProxyConfiguration;
+use self::file::ModeText;
 
 use crate::model::Family;
 use crate::model::settings::{DetectLocal, Mode, NodePortEntry};
@@ -42,119 +45,6 @@ pub enum ConfigError {
         /// What to write instead.
         cure: &'static str,
     },
-}
-
-/// The file, with defaults (B164).
-#[derive(Debug, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct KubeProxyConfiguration {
-    api_version: String,
-    kind: String,
-    mode: String,
-    hostname_override: String,
-    bind_address: String,
-    healthz_bind_address: String,
-    metrics_bind_address: String,
-    #[serde(rename = "clusterCIDR")]
-    cluster_cidr: String,
-    detect_local_mode: String,
-    detect_local: DetectLocalText,
-    #[serde(deserialize_with = "or_default")]
-    node_port_addresses: Vec<String>,
-    iptables: ModeText,
-    nftables: ModeText,
-    config_sync_period: String,
-    client_connection: ClientConnection,
-    // Known, but without effect here.
-    feature_gates: Option<serde_yaml_ng::Value>,
-    logging: Option<serde_yaml_ng::Value>,
-    bind_address_hard_fail: Option<bool>,
-    enable_profiling: Option<bool>,
-    show_hidden_metrics_for_version: Option<String>,
-    ipvs: Option<serde_yaml_ng::Value>,
-    winkernel: Option<serde_yaml_ng::Value>,
-    windows_run_as_service: Option<bool>,
-    oom_score_adj: Option<i32>,
-    conntrack: Option<serde_yaml_ng::Value>,
-    port_range: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct DetectLocalText {
-    bridge_interface: String,
-    interface_name_prefix: String,
-    #[serde(rename = "clusterCIDRs")]
-    _cluster_cidrs: Option<Vec<String>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct ModeText {
-    masquerade_bit: Option<i64>,
-    masquerade_all: bool,
-    localhost_node_ports: Option<bool>,
-    sync_period: String,
-    min_sync_period: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct ClientConnection {
-    kubeconfig: String,
-    #[serde(rename = "acceptContentTypes")]
-    _accept_content_types: Option<String>,
-    #[serde(rename = "contentType")]
-    _content_type: Option<String>,
-    #[serde(rename = "qps")]
-    _qps: Option<f64>,
-    #[serde(rename = "burst")]
-    _burst: Option<i64>,
-}
-
-impl Default for ModeText {
-    fn default() -> Self {
-        Self {
-            masquerade_bit: None,
-            masquerade_all: false,
-            localhost_node_ports: None,
-            sync_period: String::new(),
-            min_sync_period: String::new(),
-        }
-    }
-}
-
-impl Default for KubeProxyConfiguration {
-    fn default() -> Self {
-        Self {
-            api_version: API_VERSION.to_owned(),
-            kind: KIND.to_owned(),
-            mode: String::new(),
-            hostname_override: String::new(),
-            bind_address: "0.0.0.0".to_owned(),
-            healthz_bind_address: String::new(),
-            metrics_bind_address: String::new(),
-            cluster_cidr: String::new(),
-            detect_local_mode: String::new(),
-            detect_local: DetectLocalText::default(),
-            node_port_addresses: Vec::new(),
-            iptables: ModeText::default(),
-            nftables: ModeText::default(),
-            config_sync_period: String::new(),
-            client_connection: ClientConnection::default(),
-            feature_gates: None,
-            logging: None,
-            bind_address_hard_fail: None,
-            enable_profiling: None,
-            show_hidden_metrics_for_version: None,
-            ipvs: None,
-            winkernel: None,
-            windows_run_as_service: None,
-            oom_score_adj: None,
-            conntrack: None,
-            port_range: None,
-        }
-    }
 }
 
 /// What the configuration means.
@@ -227,7 +117,7 @@ impl KubeProxyConfiguration {
         };
         let of_mode = if mode == Mode::Iptables { &self.iptables } else { &self.nftables };
         let (min_sync, sync) = of_mode.periods()?;
-        non_zero("configSyncPeriod", &self.config_sync_period)?;
+        duration("configSyncPeriod", &self.config_sync_period)?;
         let (bind, six) = self.bind()?;
         let any = if six { "[::]:10256" } else { "0.0.0.0:10256" };
         let loopback = if six { "[::1]:10249" } else { "127.0.0.1:10249" };
@@ -314,7 +204,7 @@ impl ModeText {
             let value = self.masquerade_bit.unwrap_or_default().to_string();
             return bad("masqueradeBit", &value, "is out of range", "write 0 to 31; it has no effect here");
         }
-        let sync = non_zero("syncPeriod", &self.sync_period)?.unwrap_or(Duration::from_secs(30));
+        let sync = duration("syncPeriod", &self.sync_period)?.unwrap_or(Duration::from_secs(30));
         let min = duration("minSyncPeriod", &self.min_sync_period)?.unwrap_or(Duration::from_secs(1));
         if min > sync {
             let text = &self.min_sync_period;
@@ -342,31 +232,27 @@ fn node_port_entries(texts: &[String]) -> Result<Vec<NodePortEntry>, ConfigError
     texts.iter().map(entry).collect()
 }
 
-/// Reads host:port; an empty text means `default`.
+/// Reads address:port; an empty text means `default`, and an address alone takes its port from it.
 ///
 /// # Errors
 /// The field and what to write.
 pub fn socket(field: &'static str, text: &str, default: &str) -> Result<SocketAddr, ConfigError> {
     let text = if text.is_empty() { default } else { text };
-    match text.parse() {
-        Ok(address) => Ok(address),
-        Err(_) => bad(field, text, "is not address:port", "write for example 0.0.0.0:10256 or [::]:10256"),
+    let port = default.parse::<SocketAddr>().map(|d| d.port());
+    let bare = parse_ip(text).zip(port.ok()).map(|(address, port)| SocketAddr::new(address, port));
+    match text.parse().ok().or(bare) {
+        Some(address) => Ok(address),
+        None => bad(field, text, "is not address:port", "write for example 0.0.0.0:10256 or [::]:10256"),
     }
 }
 
-fn non_zero(field: &'static str, text: &str) -> Result<Option<Duration>, ConfigError> {
-    match duration(field, text)? {
-        Some(Duration::ZERO) => bad(field, text, "is zero", "write a positive duration such as 30s"),
-        other => Ok(other),
-    }
-}
-
+/// `None` = not given, or zero, which kube-proxy takes for not given too.
 fn duration(field: &'static str, text: &str) -> Result<Option<Duration>, ConfigError> {
     if text.is_empty() {
         return Ok(None);
     }
     match go_duration(text) {
-        Some(found) => Ok(Some(found)),
+        Some(found) => Ok(Some(found).filter(|d| !d.is_zero())),
         None => bad(field, text, "is not a duration", "write for example 30s, 100ms or 1h30m"),
     }
 }
@@ -407,13 +293,5 @@ fn bad<T>(
     Err(ConfigError::Value { field, value: value.to_owned(), problem, cure })
 }
 
-/// `null` is the default, as kube-proxy's own printed configurations have it.
-fn or_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(
-    from: D,
-) -> Result<T, D::Error> {
-    Ok(Option::deserialize(from)?.unwrap_or_default())
-}
-
 #[cfg(test)]
-#[path = "kubeproxy_tests.rs"]
 mod tests;
