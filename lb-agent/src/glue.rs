@@ -29,7 +29,7 @@ impl Kernel for NoDatapath {
         match *self {}
     }
 
-    fn attach(&mut self, _attachments: &BTreeMap<u32, Attachment>) -> AttachReport {
+    fn attach(&mut self, _net: &NodeNet, _attachments: &BTreeMap<u32, Attachment>) -> AttachReport {
         match *self {}
     }
 

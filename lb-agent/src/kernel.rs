@@ -48,8 +48,9 @@ pub trait Kernel: Send + 'static {
     /// A table cannot be read.
     fn actual(&mut self) -> Result<Desired, KernelError>;
 
-    /// Attaches to exactly these interfaces; tries all of them whatever fails.
-    fn attach(&mut self, attachments: &BTreeMap<u32, Attachment>) -> AttachReport;
+    /// Attaches to exactly these interfaces; tries all of them whatever fails. `net` has their names. Cheap when
+    /// nothing changed.
+    fn attach(&mut self, net: &NodeNet, attachments: &BTreeMap<u32, Attachment>) -> AttachReport;
 
     /// Makes the kernel's tables equal to `desired`; what failed is tried again by the next call.
     fn apply(&mut self, desired: &Desired) -> ApplyReport;

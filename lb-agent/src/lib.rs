@@ -19,6 +19,8 @@ pub mod glue;
 pub mod kernel;
 pub mod kubeproxy;
 pub mod links;
+#[cfg(test)]
+pub(crate) mod memory_kernel;
 pub mod model;
 pub mod plan;
 pub mod run;

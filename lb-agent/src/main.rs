@@ -30,9 +30,12 @@ fn act(cli: Cli) -> Result<()> {
             // Plans and system calls occupy one thread; health must answer meanwhile.
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-            let ended = runtime.block_on(tasks::agent(config, kernel, glue::watch_net));
+            let ended = runtime.block_on(async {
+                let stop = tasks::stop_signal()?;
+                anyhow::Ok(tasks::agent(config, kernel, glue::watch_net, stop).await?)
+            });
             runtime.shutdown_background();
-            Ok(ended?)
+            ended
         }
         Command::Cleanup(kernel) => Ok(glue::cleanup(&kernel)?),
         Command::Status(args) => status(&args),

@@ -4,7 +4,6 @@
 //! after a quiet time is programmed at once, later ones at least `min_sync` apart (B142). What failed is tried again,
 //! with growing pauses, until it is done (B143). Stopping leaves the kernel as it is (B156).
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
 use crate::kernel::{ApplyReport, AttachReport, Kernel};
-use crate::links::{Attachment, NodeNet};
+use crate::links::NodeNet;
 use crate::model::settings::Settings;
 use crate::plan::ids::IdTable;
 use crate::plan::select::Place;
@@ -102,7 +101,6 @@ struct Worker<K> {
     ids: IdTable,
     /// The kernel's tables were read and their ids taken over.
     restored: bool,
-    attached: Option<(BTreeMap<u32, Attachment>, AttachReport)>,
     dirty: bool,
     /// No apply before.
     earliest: Instant,
@@ -134,7 +132,6 @@ impl<K: Kernel> Worker<K> {
             status,
             metrics,
             restored: false,
-            attached: None,
             dirty: false,
             earliest: Instant::now(),
             retry: FIRST_RETRY,
@@ -196,7 +193,7 @@ impl<K: Kernel> Worker<K> {
         let (desired, issues) = plan(inputs, &mut self.ids, now);
         let applied = self.kernel.apply(&desired);
         // An interface without its row would drop what it should masquerade: rows first.
-        let attached = self.attach(attachments);
+        let attached = self.kernel.attach(&net, &attachments);
         debug!(changed = applied.changed, attached = attached.attached, "Applied");
         let complete = applied.failures.is_empty() && attached.failures.is_empty();
         if applied.failures.is_empty() {
@@ -214,17 +211,6 @@ impl<K: Kernel> Worker<K> {
             }
             s.applied(applied, attached, Tables::of(&desired), issues);
         });
-    }
-
-    fn attach(&mut self, attachments: BTreeMap<u32, Attachment>) -> AttachReport {
-        match &self.attached {
-            Some((done, report)) if *done == attachments => report.clone(),
-            _ => {
-                let report = self.kernel.attach(&attachments);
-                self.attached = report.failures.is_empty().then(|| (attachments, report.clone()));
-                report
-            }
-        }
     }
 
     /// Takes over the ids that the kernel holds; false = it cannot be read, and it is tried again later.

@@ -1,78 +1,12 @@
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::desired::Desired;
 use crate::fixture;
-use crate::kernel::KernelError;
+use crate::memory_kernel::MemoryKernel;
 use crate::model::Object;
 use crate::store::Source;
-
-/// What the tests see of a kernel, and how they make it fail.
-#[derive(Debug, Default)]
-struct Memory {
-    tables: Desired,
-    applies: Vec<Instant>,
-    attached: Vec<u32>,
-    order: Vec<&'static str>,
-    failing_applies: usize,
-    failing_attaches: usize,
-    failing_reads: usize,
-}
-
-/// A kernel in memory.
-#[derive(Clone, Debug, Default)]
-struct MemoryKernel(Arc<Mutex<Memory>>);
-
-impl Kernel for MemoryKernel {
-    fn attach_set(&self, _net: &NodeNet) -> BTreeMap<u32, Attachment> {
-        fixture::attachments()
-    }
-
-    fn config_flags(&self) -> u32 {
-        1 << 7
-    }
-
-    fn actual(&mut self) -> Result<Desired, KernelError> {
-        let mut memory = self.0.lock().unwrap();
-        memory.order.push("actual");
-        if memory.failing_reads > 0 {
-            memory.failing_reads -= 1;
-            return Err(KernelError("cannot read".to_owned()));
-        }
-        Ok(memory.tables.clone())
-    }
-
-    fn attach(&mut self, attachments: &BTreeMap<u32, Attachment>) -> AttachReport {
-        let mut memory = self.0.lock().unwrap();
-        memory.order.push("attach");
-        if memory.failing_attaches > 0 {
-            memory.failing_attaches -= 1;
-            return AttachReport { attached: 0, failures: vec!["eth0: no".to_owned()] };
-        }
-        memory.attached = attachments.keys().copied().collect();
-        AttachReport { attached: attachments.len(), failures: Vec::new() }
-    }
-
-    fn apply(&mut self, desired: &Desired) -> ApplyReport {
-        let mut memory = self.0.lock().unwrap();
-        memory.order.push("apply");
-        memory.applies.push(Instant::now());
-        if memory.failing_applies > 0 {
-            memory.failing_applies -= 1;
-            return ApplyReport { changed: 0, failures: vec!["LB_SVC4: full".to_owned()] };
-        }
-        memory.tables = desired.clone();
-        ApplyReport { changed: 1, failures: Vec::new() }
-    }
-
-    fn counters(&self) -> Vec<(&'static str, u64)> {
-        vec![("drop_no_backend", 3)]
-    }
-
-    fn sweep(&mut self) {}
-}
 
 /// A running loop.
 struct Agent {

@@ -36,12 +36,9 @@ pub enum AgentError {
     /// A task ended although it should not.
     #[error("the task {0} has ended; see the log")]
     TaskEnded(&'static str),
-    /// Signals cannot be received.
-    #[error("cannot wait for signals: {0}")]
-    Signals(#[from] std::io::Error),
 }
 
-/// Runs the agent until SIGTERM or SIGINT.
+/// Runs the agent until `stop` is done; see [`stop_signal`].
 ///
 /// `watch_net` gets the sender of the node's network and works until it is dropped.
 ///
@@ -51,12 +48,12 @@ pub async fn agent<K, N>(
     config: RunConfig,
     kernel: K,
     watch_net: impl FnOnce(watch::Sender<NodeNet>) -> N,
+    stop: impl Future<Output = ()>,
 ) -> Result<(), AgentError>
 where
     K: Kernel,
     N: Future<Output = ()> + Send + 'static,
 {
-    let stop = stop_signal()?;
     for warning in &config.warnings {
         warn!(warning, "Configuration");
     }
@@ -127,7 +124,11 @@ async fn serve_health_checks(mut status: StatusReader) {
     }
 }
 
-fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+/// Waits for SIGTERM or SIGINT; call it inside a runtime.
+///
+/// # Errors
+/// Signals cannot be received.
+pub fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {
@@ -143,3 +144,7 @@ fn random() -> u32 {
     let [a, b, c, d, ..] = RandomState::new().hash_one(std::process::id()).to_be_bytes();
     u32::from_be_bytes([a, b, c, d])
 }
+
+#[cfg(test)]
+#[path = "tasks_tests.rs"]
+mod tests;
