@@ -1,4 +1,5 @@
 //! Command line -> settings; the only module that reads arguments and the environment.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

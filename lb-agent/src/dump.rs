@@ -1,4 +1,5 @@
 //! Stable text form of the tables: one line per entry, sorted, in words (`lb-agent dump`, and what tests compare).
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 
 use std::fmt::Write;
 use std::net::IpAddr;

@@ -3,6 +3,7 @@
 //! **Invariants:** nothing is written before every source and the node's network are in sync (B141). The first change
 //! after a quiet time is programmed at once, later ones at least `min_sync` apart (B142). What failed is tried again,
 //! with growing pauses, until it is done (B143). Stopping leaves the kernel as it is (B156).
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 
 use std::future::Future;
 use std::time::Duration;

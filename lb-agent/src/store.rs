@@ -3,6 +3,7 @@
 //! **Invariants:** only the task that owns the [`Store`] changes it; everyone else reads a [`Snapshot`], which never
 //! changes. A change that leaves an object as it was is no change (B145). Nothing is served before every source has
 //! delivered its first full list (B141).
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

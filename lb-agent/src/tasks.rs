@@ -1,5 +1,6 @@
 //! The only place that spawns. A task that ends takes the process with it: a supervisor starts it anew, and the data
 //! path goes on meanwhile.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 
 use std::collections::BTreeMap;
 use std::future::Future;

@@ -1,6 +1,7 @@
 //! `KubeProxyConfiguration` v1alpha1, as kube-proxy reads it (B163-B165).
 //!
 //! [`file`] has the texts of the file; here they become values. Read [`parse`] first.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 
 mod file;
 

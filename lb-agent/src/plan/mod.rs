@@ -8,6 +8,7 @@
 //! Snapshot -> expand -> (per service port) select -> ids -> encode -> Desired
 //! NodeNet  -> node, network ------------------------------^
 //! ```
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 
 pub mod encode;
 pub mod expand;

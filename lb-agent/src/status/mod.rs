@@ -1,6 +1,7 @@
 //! What the outside may know of the agent: written by the loop, read by HTTP and by the health check servers.
 //!
 //! **Invariant:** nothing here is ever fed back into the plan.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 
 pub mod admin;
 pub mod client;

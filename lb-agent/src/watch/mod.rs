@@ -1,6 +1,7 @@
 //! Sources of objects: they translate, and nothing else. Kubernetes types end here.
 //!
 //! Each source sends [`crate::store::Event`]s through a bounded channel; when it is full the source waits.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 
 pub mod address;
 pub mod decode;
