@@ -68,6 +68,8 @@ pub struct IdTable {
     service_generations: BTreeMap<u32, u32>,
     /// Ids found in the kernel that no service port has claimed yet.
     unclaimed: BTreeMap<FrontendKey, ServiceId>,
+    /// Ids of `unclaimed` that a service port has claimed by now.
+    claimed: BTreeSet<u32>,
     backends4: Backends,
     backends6: Backends,
     /// Ranges of `LB_SLOTS`.
@@ -92,6 +94,7 @@ impl IdTable {
             service_pool: Pool::new(limits.services.saturating_add(1)),
             service_generations: BTreeMap::new(),
             unclaimed: BTreeMap::new(),
+            claimed: BTreeSet::new(),
             backends4: backends(),
             backends6: backends(),
             slots: SlotTable::new(limits.slots),
@@ -151,9 +154,10 @@ impl IdTable {
             entry.wanted = true;
             return Some(entry.value);
         }
-        let value = match frontends.iter().find_map(|f| self.unclaimed.get(f).copied()) {
+        let found = frontends.iter().filter_map(|f| self.unclaimed.get(f).copied());
+        let value = match found.into_iter().find(|s| !self.claimed.contains(&s.id)) {
             Some(restored) => {
-                self.unclaimed.retain(|_, other| other.id != restored.id);
+                self.claimed.insert(restored.id);
                 restored
             }
             None => {
@@ -187,8 +191,10 @@ impl IdTable {
     pub(super) fn finish(&mut self) {
         let gone: Vec<ServiceId> =
             self.services.extract_if(.., |_, e| !e.wanted).map(|(_, e)| e.value).collect();
-        let unclaimed: BTreeMap<u32, ServiceId> = self.unclaimed.values().map(|s| (s.id, *s)).collect();
-        self.unclaimed.clear();
+        let restored = std::mem::take(&mut self.unclaimed);
+        let claimed = std::mem::take(&mut self.claimed);
+        let unclaimed: BTreeMap<u32, ServiceId> =
+            restored.into_values().filter(|s| !claimed.contains(&s.id)).map(|s| (s.id, s)).collect();
         for service in gone.into_iter().chain(unclaimed.into_values()) {
             self.service_generations.insert(service.id, service.generation);
             self.service_pool.give_back(service.id);

@@ -2,6 +2,7 @@
 
 mod network;
 mod order;
+mod scale;
 
 use lb_common::abi::{
     BE_IN_CLUSTER, BE_IN_LOCAL, BE_LOCAL, ROLE_BACKEND, ROLE_FRONTEND, SVC_ADDRESS, SVC_EXTERNAL,
