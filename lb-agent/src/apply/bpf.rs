@@ -22,7 +22,7 @@ const ENOTSUPP: i32 = 524;
 
 /// One map with typed keys and values.
 #[derive(Debug)]
-pub struct BpfTable<K, V> {
+pub(crate) struct BpfTable<K, V> {
     map: RawMap,
     /// Cleared by the first answer that there are no batches for this type of map.
     batches: bool,

@@ -14,7 +14,7 @@ pub type Failure = (usize, io::Error);
 
 /// One table that the agent writes.
 ///
-/// Implementations: [`super::bpf::BpfTable`] and `FakeTable` of the tests. Laws: every key given is tried; a key
+/// Implementations: `BpfTable` and `FakeTable` of the tests. Laws: every key given is tried; a key
 /// whose failure is returned is as it was before; deleting what is not there succeeds; a missing entry and, in
 /// arrays, an all-zero one are the same.
 pub trait Table<K, V> {

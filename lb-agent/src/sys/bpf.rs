@@ -14,12 +14,15 @@ const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
+const BPF_MAP_GET_FD_BY_ID: libc::c_long = 14;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_GET_FD_BY_ID: libc::c_long = 30;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// `BPF_MAP_TYPE_ARRAY`.
@@ -54,7 +57,8 @@ unsafe fn call_fd<T>(command: libc::c_long, attr: &mut T) -> io::Result<OwnedFd>
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-fn raw(fd: impl AsFd) -> u32 {
+/// The number of a descriptor. By reference: the owner must outlive the system call.
+fn raw(fd: &impl AsFd) -> u32 {
     fd.as_fd().as_raw_fd() as u32
 }
 
@@ -83,9 +87,40 @@ pub fn obj_get(path: &Path) -> io::Result<OwnedFd> {
 /// `AlreadyExists` if the path is taken.
 pub fn obj_pin(fd: impl AsFd, path: &Path) -> io::Result<()> {
     let name = super::c_path(path)?;
-    let mut attr = ObjAttr { pathname: name.as_ptr() as u64, bpf_fd: raw(fd), file_flags: 0 };
+    let mut attr = ObjAttr { pathname: name.as_ptr() as u64, bpf_fd: raw(&fd), file_flags: 0 };
     // SAFETY: ObjAttr is the kernel's layout for BPF_OBJ_PIN; `name` lives until the call is over.
     unsafe { call(BPF_OBJ_PIN, &mut attr).map(drop) }
+}
+
+/// A kind of object in the kernel, each with numbers of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A program.
+    Program,
+    /// A map.
+    Map,
+    /// A link.
+    Link,
+}
+
+/// Whether an object with this number is in the kernel.
+///
+/// # Errors
+/// `EPERM` without `CAP_SYS_ADMIN`.
+pub fn exists(kind: Kind, id: u32) -> io::Result<bool> {
+    let command = match kind {
+        Kind::Program => BPF_PROG_GET_FD_BY_ID,
+        Kind::Map => BPF_MAP_GET_FD_BY_ID,
+        Kind::Link => BPF_LINK_GET_FD_BY_ID,
+    };
+    // The number, a position that these commands don't use, flags for opening.
+    let mut attr = [id, 0, 0];
+    // SAFETY: these three numbers are the kernel's layout for the GET_FD_BY_ID commands; no pointers.
+    match unsafe { call_fd(command, &mut attr) } {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 #[repr(C)]
@@ -103,7 +138,7 @@ struct InfoAttr {
 unsafe fn obj_info<T: Default>(fd: impl AsFd) -> io::Result<T> {
     let mut info = T::default();
     let mut attr =
-        InfoAttr { bpf_fd: raw(fd), info_len: size_of::<T>() as u32, info: (&raw mut info) as u64 };
+        InfoAttr { bpf_fd: raw(&fd), info_len: size_of::<T>() as u32, info: (&raw mut info) as u64 };
     // SAFETY: InfoAttr is the kernel's layout; `info` is live, and its size is what `info_len` says.
     unsafe { call(BPF_OBJ_GET_INFO_BY_FD, &mut attr)? };
     Ok(info)
@@ -206,7 +241,8 @@ struct LinkCreateAttr {
 /// # Errors
 /// As the kernel says; nothing is attached.
 pub fn link_create(program: impl AsFd, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
-    let mut attr = LinkCreateAttr { prog_fd: raw(program), target, attach_type, ..LinkCreateAttr::default() };
+    let mut attr =
+        LinkCreateAttr { prog_fd: raw(&program), target, attach_type, ..LinkCreateAttr::default() };
     // SAFETY: LinkCreateAttr is the kernel's layout for BPF_LINK_CREATE of TCX and cgroup links; no pointers.
     unsafe { call_fd(BPF_LINK_CREATE, &mut attr) }
 }
@@ -226,7 +262,7 @@ struct LinkUpdateAttr {
 /// As the kernel says (`ENOLINK`: the interface or cgroup is gone); the old program stays.
 pub fn link_update(link: impl AsFd, program: impl AsFd) -> io::Result<()> {
     let mut attr =
-        LinkUpdateAttr { link_fd: raw(link), new_prog_fd: raw(program), ..LinkUpdateAttr::default() };
+        LinkUpdateAttr { link_fd: raw(&link), new_prog_fd: raw(&program), ..LinkUpdateAttr::default() };
     // SAFETY: LinkUpdateAttr is the kernel's layout for BPF_LINK_UPDATE; no pointers.
     unsafe { call(BPF_LINK_UPDATE, &mut attr).map(drop) }
 }
@@ -236,7 +272,7 @@ pub fn link_update(link: impl AsFd, program: impl AsFd) -> io::Result<()> {
 /// # Errors
 /// As the kernel says; a link whose interface is gone gives none.
 pub fn link_detach(link: impl AsFd) -> io::Result<()> {
-    let mut attr = raw(link);
+    let mut attr = raw(&link);
     // SAFETY: the head of bpf_attr for BPF_LINK_DETACH is the descriptor; no pointers.
     match unsafe { call(BPF_LINK_DETACH, &mut attr) } {
         Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => Err(error),
