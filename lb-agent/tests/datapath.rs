@@ -2,12 +2,12 @@
 
 mod lab;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lab::{Lab, assert_gone, link_ids, sh};
 use lb_agent::attachset::attach_set;
 use lb_agent::datapath::{AttachReport, Datapath, DatapathError, Options};
-use lb_agent::links::NodeNet;
+use lb_agent::links::{Attachment, NodeNet};
 use lb_agent::sys::bpf::{self, Kind};
 
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
@@ -210,7 +210,30 @@ fn clsact_filters_take_the_part_of_links_on_old_kernels() {
         assert_eq!(replaced.matches("lb_tc_in").count(), text.matches("lb_tc_in").count(), "{replaced}");
         assert_ne!(replaced, text, "the program is the old one");
         drop(second);
-        Datapath::cleanup(&options).expect("clean-up");
+
+        // From filters to links and back: never both at the end.
+        let mut third = Datapath::open(&lab.options()).expect("open with TCX");
+        assert_eq!(attach_all_links(&mut third).attached, 4);
+        assert!(!filters().contains("lb_tc"), "{}", filters());
+        drop(third);
+        let mut fourth = Datapath::open(&options).expect("open with filters");
+        let report = attach_all_links(&mut fourth);
+        assert_eq!((report.attached, report.detached), (4, 4));
+        assert!(lab.link_names().is_empty() && filters().contains("lb_tc_in"));
+        let report = fourth.attach(&net, &BTreeMap::from([(set.keys().next().copied().expect("one"), POD)]));
+        assert_eq!((report.detached, report.errors.len()), (2, 0), "{:?}", report.errors);
+        drop(fourth);
+        let report = Datapath::cleanup(&options).expect("clean-up");
+        assert!(report.errors.is_empty(), "{:?}", report.errors);
         assert!(!filters().contains("lb_tc"), "{}", filters());
     });
+}
+
+const POD: Attachment = Attachment { pod_facing: true, l3: false };
+
+fn attach_all_links(datapath: &mut Datapath) -> AttachReport {
+    let net = snapshot();
+    let report = datapath.attach(&net, &attach_set(&net));
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+    report
 }

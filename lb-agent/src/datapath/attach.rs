@@ -17,7 +17,7 @@ use lb_common::abi::names;
 
 use super::pins::{self, Pins};
 use super::{AttachError, AttachReport, probe};
-use crate::links::Attachment;
+use crate::links::{Attachment, NodeNet};
 use crate::sys::bpf;
 
 /// Priority and handle of our clsact filters: how they are found again.
@@ -166,39 +166,43 @@ pub(super) fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> io::Result<std::os::
     program.fd().map(AsFd::as_fd).map_err(io::Error::other)
 }
 
-/// As [`attach_links`], with clsact filters. `before` are the interfaces that have ours, by name.
+/// As [`attach_links`], with clsact filters.
+///
+/// `before` is what this process did, by ifindex; empty at its start: then filters that an earlier agent left on
+/// other interfaces are looked for and removed.
 pub(super) fn attach_filters(
     ebpf: &mut Ebpf,
-    set: &BTreeMap<String, Attachment>,
-    before: &mut BTreeMap<String, Attachment>,
+    net: &NodeNet,
+    set: &BTreeMap<u32, Attachment>,
+    before: &mut BTreeMap<u32, Attachment>,
 ) -> AttachReport {
     let mut report = AttachReport::default();
-    for (name, attachment) in set {
-        if before.get(name) == Some(attachment) {
-            continue;
-        }
-        let result = Direction::BOTH.into_iter().try_for_each(|d| filter(ebpf, name, d, attachment.l3));
+    let name = |index: &u32| net.links.get(index).map(|link| link.name.as_str());
+    let gone: Vec<u32> = if before.is_empty() {
+        net.links.keys().filter(|index| !set.contains_key(index)).copied().collect()
+    } else {
+        before.keys().filter(|index| !set.contains_key(index)).copied().collect()
+    };
+    for index in gone {
+        // Filters go with their interface.
+        let result = name(&index).map_or(Ok(()), drop_filters);
         match result {
-            Ok(()) => {
-                report.attached += 2;
-                before.insert(name.clone(), *attachment);
-            }
-            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
-            Err(source) => {
-                report.errors.push(AttachError { interface: name.clone(), what: "clsact filter", source })
-            }
+            Ok(()) => report.detached += before.remove(&index).map_or(0, |_| 2),
+            Err(source) => report.failed(index, "removing filters", source),
         }
     }
-    let gone: Vec<String> = before.keys().filter(|name| !set.contains_key(*name)).cloned().collect();
-    for name in gone {
-        match drop_filters(&name) {
+    for (index, attachment) in set {
+        let Some(name) = name(index) else { continue };
+        if before.get(index) == Some(attachment) {
+            continue;
+        }
+        match Direction::BOTH.into_iter().try_for_each(|d| filter(ebpf, name, d, attachment.l3)) {
             Ok(()) => {
-                report.detached += 2;
-                before.remove(&name);
+                report.attached += 2;
+                before.insert(*index, *attachment);
             }
-            Err(source) => {
-                report.errors.push(AttachError { interface: name, what: "removing filters", source })
-            }
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
+            Err(source) => report.failed(*index, "clsact filter", source),
         }
     }
     report
@@ -271,6 +275,7 @@ fn from_tc(error: TcError) -> io::Error {
 fn from_program(error: ProgramError) -> io::Error {
     match error {
         ProgramError::TcError(error) => from_tc(error),
+        ProgramError::NetlinkError(error) => from_tc(error.into()),
         error => io::Error::other(error),
     }
 }

@@ -8,7 +8,9 @@
 
 mod attach;
 mod cgroup;
+mod cleanup;
 mod counters;
+mod error;
 mod load;
 mod pins;
 mod probe;
@@ -22,6 +24,7 @@ use std::path::{Path, PathBuf};
 use aya::Ebpf;
 use lb_common::abi::names;
 
+pub use error::{AttachError, AttachReport, CleanupReport, DatapathError};
 pub use load::ObjectSource;
 pub use sizes::Sizes;
 
@@ -64,138 +67,6 @@ impl Options {
     }
 }
 
-/// Why the data path can't be opened or removed.
-#[derive(Debug, thiserror::Error)]
-pub enum DatapathError {
-    /// Too old.
-    #[error("kernel {release} is too old: 6.1 or newer is needed")]
-    Kernel {
-        /// `uname -r`.
-        release: String,
-    },
-    /// No BPF file system.
-    #[error("{folder} is no BPF file system and can't be made one: {source} (try: mount -t bpf bpf {folder})",
-        folder = .folder.display())]
-    Bpffs {
-        /// The folder.
-        folder: PathBuf,
-        /// What mounting it gave.
-        #[source]
-        source: io::Error,
-    },
-    /// No cgroup to attach to.
-    #[error("no cgroup for the socket hooks: {0} (name one with --cgroup, or use --socket-lb off)")]
-    Cgroup(String),
-    /// The agent was built without an object.
-    #[error(
-        "this agent was built without its BPF object: build it after `cargo xtask build-ebpf`, or set LB_EBPF_OBJECT"
-    )]
-    NoObject,
-    /// The object's file.
-    #[error("{}: {source}", .path.display())]
-    Object {
-        /// The file.
-        path: PathBuf,
-        /// Why it can't be read.
-        #[source]
-        source: io::Error,
-    },
-    /// It is no BPF object.
-    #[error("the BPF object is damaged: {0}")]
-    Parse(#[source] Box<aya_obj::ParseError>),
-    /// It lacks something.
-    #[error("the BPF object has no {what} `{name}`: it is another version's")]
-    Missing {
-        /// `map` or `program`.
-        what: &'static str,
-        /// Its name.
-        name: &'static str,
-    },
-    /// Maps could not be made.
-    #[error("loading the BPF object: {0}")]
-    Load(#[source] Box<aya::EbpfError>),
-    /// The verifier said no.
-    #[error("the kernel refuses program {program}: {source}")]
-    Verifier {
-        /// Its name.
-        program: &'static str,
-        /// With the verifier's log.
-        #[source]
-        source: Box<aya::programs::ProgramError>,
-    },
-    /// A pinned map of another shape.
-    #[error(
-        "pinned map {name}: {what}; run `lb-agent cleanup` (which ends balanced connections) and start again"
-    )]
-    Mismatch {
-        /// Its name.
-        name: &'static str,
-        /// The difference.
-        what: String,
-    },
-    /// Somebody else's pins.
-    #[error("{} holds the pins of another node or network namespace: give this one a --bpffs of its own", .folder.display())]
-    Foreign {
-        /// The pin folder.
-        folder: PathBuf,
-    },
-    /// A pin.
-    #[error("{}: {source}", .path.display())]
-    Pin {
-        /// Where.
-        path: PathBuf,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// The namespace has no cookie.
-    #[error("getsockopt(SO_NETNS_COOKIE): {0}")]
-    Cookie(#[source] io::Error),
-}
-
-/// Something that could not be attached or detached.
-#[derive(Debug, thiserror::Error)]
-#[error("{interface}: {what}: {source}")]
-pub struct AttachError {
-    /// Interface (its number), program or cgroup.
-    pub interface: String,
-    /// What was tried.
-    pub what: &'static str,
-    /// What the kernel said.
-    #[source]
-    pub source: io::Error,
-}
-
-/// What attaching changed, in links or filters.
-#[derive(Debug, Default)]
-pub struct AttachReport {
-    /// New ones.
-    pub attached: usize,
-    /// Old ones with a new program, in place.
-    pub replaced: usize,
-    /// Ones that went.
-    pub detached: usize,
-    /// What failed.
-    pub errors: Vec<AttachError>,
-}
-
-impl AttachReport {
-    fn failed(&mut self, index: u32, what: &'static str, source: io::Error) {
-        self.errors.push(AttachError { interface: index.to_string(), what, source });
-    }
-}
-
-/// What [`Datapath::cleanup`] removed.
-#[derive(Debug, Default)]
-pub struct CleanupReport {
-    /// Links and interfaces with filters.
-    pub links: usize,
-    /// Pinned maps.
-    pub maps: usize,
-    /// What stayed, and why.
-    pub errors: Vec<AttachError>,
-}
-
 /// The loaded programs. Dropping it leaves everything attached as it is.
 #[derive(Debug)]
 pub struct Datapath {
@@ -204,8 +75,8 @@ pub struct Datapath {
     owner: Owner,
     cgroup: Option<PathBuf>,
     tcx: bool,
-    /// Interfaces with filters of this process's programs, by name.
-    filters: BTreeMap<String, Attachment>,
+    /// Interfaces with filters of this process's programs, by ifindex.
+    filters: BTreeMap<u32, Attachment>,
 }
 
 impl Datapath {
@@ -226,8 +97,8 @@ impl Datapath {
         if !tcx {
             tracing::info!("no TCX links on this kernel (6.6) or not wanted: using clsact filters");
         }
-        if owner.filters == tcx {
-            owner.filters = !tcx;
+        if !tcx && !owner.filters {
+            owner.filters = true;
             owner.store(&pins)?;
         }
         reserve(options.nodeports, &mut owner, &pins);
@@ -260,12 +131,36 @@ impl Datapath {
     /// Idempotent, cheap when nothing changed. Programs of an earlier agent are replaced in place. `net` gives the
     /// names, which filters (but not TCX links) go by.
     pub fn attach(&mut self, net: &NodeNet, set: &BTreeMap<u32, Attachment>) -> AttachReport {
-        if self.tcx {
-            return attach::attach_links(&self.ebpf, &self.pins, set);
+        if !self.tcx {
+            let mut report = attach::attach_filters(&mut self.ebpf, net, set, &mut self.filters);
+            // Links of an agent that had TCX: after the filters, so that no packet meets neither.
+            let links = attach::attach_links(&self.ebpf, &self.pins, &BTreeMap::new());
+            report.detached += links.detached;
+            report.errors.extend(links.errors);
+            return report;
         }
-        let name = |index: &u32| net.links.get(index).map(|link| link.name.clone());
-        let set = set.iter().filter_map(|(index, attachment)| Some((name(index)?, *attachment))).collect();
-        attach::attach_filters(&mut self.ebpf, &set, &mut self.filters)
+        let mut report = attach::attach_links(&self.ebpf, &self.pins, set);
+        if self.owner.filters && report.errors.is_empty() {
+            self.drop_filters(net, &mut report);
+        }
+        report
+    }
+
+    /// Removes the filters of an agent that had no TCX.
+    fn drop_filters(&mut self, net: &NodeNet, report: &mut AttachReport) {
+        for (index, link) in &net.links {
+            if let Err(source) = attach::drop_filters(&link.name) {
+                report.failed(*index, "removing filters", source);
+            }
+        }
+        if report.errors.is_empty() {
+            let owner = Owner { filters: false, ..self.owner.clone() };
+            match owner.store(&self.pins) {
+                Ok(()) => self.owner = owner,
+                // Looked for once more at the next call.
+                Err(error) => tracing::warn!(%error, "can't write down that no filters are left"),
+            }
+        }
     }
 
     /// Puts the socket programs on the cgroup, in place of those an earlier agent left there.
@@ -302,25 +197,7 @@ impl Datapath {
     /// # Errors
     /// [`DatapathError::Foreign`]: the pins are another node's; nothing was removed.
     pub fn cleanup(options: &Options) -> Result<CleanupReport, DatapathError> {
-        let mut report = CleanupReport::default();
-        let pins = Pins::new(&options.bpffs);
-        if !probe::is_bpffs(&options.bpffs) || !pins.folder().exists() {
-            return Ok(report);
-        }
-        let owner = owner_of(options, &pins)?.unwrap_or_default();
-        remove_links(&pins, &mut report);
-        if owner.filters {
-            remove_filters(&mut report);
-        }
-        if let Err(source) = reserved::remove(&owner.reserved) {
-            report.errors.push(AttachError {
-                interface: "ip_local_reserved_ports".to_owned(),
-                what: "restoring",
-                source,
-            });
-        }
-        remove_maps(&pins, &mut report);
-        Ok(report)
+        cleanup::cleanup(options)
     }
 }
 
@@ -366,69 +243,5 @@ fn reserve(range: (u16, u16), owner: &mut Owner, pins: &Pins) {
     });
     if let Err(error) = result {
         tracing::warn!(%error, "can't keep ephemeral ports off the NodePort range (ip_local_reserved_ports)");
-    }
-}
-
-fn remove_links(pins: &Pins, report: &mut CleanupReport) {
-    let folder = pins.links();
-    for name in pins::list(&folder).unwrap_or_default() {
-        match attach::drop_link(&folder.join(&name)) {
-            Ok(()) => report.links += 1,
-            Err(source) => {
-                report.errors.push(AttachError { interface: name, what: "removing a link", source })
-            }
-        }
-    }
-    if let Err(source) = std::fs::remove_dir(&folder)
-        && source.kind() != io::ErrorKind::NotFound
-    {
-        report.errors.push(AttachError {
-            interface: folder.display().to_string(),
-            what: "removing a folder",
-            source,
-        });
-    }
-}
-
-fn remove_filters(report: &mut CleanupReport) {
-    // "thread-self": the network namespace is the thread's.
-    let table = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
-    for name in table.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim()) {
-        match attach::drop_filters(name) {
-            Ok(()) => report.links += 1,
-            Err(source) => {
-                report.errors.push(AttachError {
-                    interface: name.to_owned(),
-                    what: "removing filters",
-                    source,
-                });
-            }
-        }
-    }
-}
-
-fn remove_maps(pins: &Pins, report: &mut CleanupReport) {
-    let folder = pins.folder();
-    for name in pins::list(folder).unwrap_or_default() {
-        if name == "links" {
-            continue;
-        }
-        match pins::remove(&folder.join(&name)) {
-            Ok(()) => report.maps += 1,
-            Err(source) => {
-                report.errors.push(AttachError { interface: name, what: "removing a map", source })
-            }
-        }
-    }
-    if let Err(source) = std::fs::remove_dir(folder) {
-        report.errors.push(AttachError {
-            interface: folder.display().to_string(),
-            what: "removing a folder",
-            source,
-        });
-    }
-    // Other versions may have their folders beside ours.
-    if let Some(parent) = folder.parent() {
-        let _ = std::fs::remove_dir(parent);
     }
 }
