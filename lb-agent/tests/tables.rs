@@ -71,6 +71,7 @@ fn what_was_applied_is_read_back_and_swept() {
         let mut next = Applier::new(datapath.maps().expect("the maps")).expect("reading");
         assert_eq!(*next.actual(), without_roles(&wanted), "another agent reads what was written");
         assert!(next.apply(&wanted).changed.is_empty(), "and has nothing to do");
+        assert_eq!(Datapath::read(&lab.options().bpffs).expect("the pins"), without_roles(&wanted));
 
         let fewer = desired(10);
         let report = next.apply(&fewer);

@@ -28,7 +28,9 @@ pub use error::{AttachError, AttachReport, CleanupReport, DatapathError};
 pub use load::ObjectSource;
 pub use sizes::Sizes;
 
+use crate::apply::Applier;
 use crate::apply::bpf::BpfMaps;
+use crate::desired::Desired;
 use crate::links::{Attachment, NodeNet};
 use pins::{Owner, Pins};
 
@@ -112,6 +114,23 @@ impl Datapath {
     /// A map is missing or of another shape.
     pub fn maps(&self) -> io::Result<BpfMaps> {
         BpfMaps::open(self.pins.folder())
+    }
+
+    /// `CFG_*` bits that probing this kernel gave, for `LbConfig`.
+    #[must_use]
+    pub fn config_flags(&self) -> u32 {
+        probe::config_flags()
+    }
+
+    /// The tables that are pinned below a bpffs mount point, without loading or attaching anything; its `roles` are
+    /// empty, as they can't be read backwards.
+    ///
+    /// # Errors
+    /// A map is missing (no agent ran there), of another shape, or unreadable.
+    pub fn read(bpffs: &Path) -> io::Result<Desired> {
+        let maps = BpfMaps::open(Pins::new(bpffs).folder())?;
+        let applier = Applier::new(maps).map_err(io::Error::other)?;
+        Ok(applier.actual().clone())
     }
 
     /// Where the maps are pinned.

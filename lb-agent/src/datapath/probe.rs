@@ -3,6 +3,8 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use lb_common::abi::CFG_CSUM_IPV6;
+
 use super::DatapathError;
 use crate::sys::bpf;
 
@@ -14,17 +16,30 @@ pub(super) const TCX_EGRESS: u32 = 47;
 const BPF_FS: i64 = 0xcafe_4a11;
 /// The oldest kernel with everything that the programs use.
 const FLOOR: (u32, u32) = (6, 1);
+/// The first one whose `bpf_l4_csum_replace` knows `BPF_F_IPV6`.
+const CSUM_IPV6: (u32, u32) = (6, 16);
 
 /// Refuses kernels below 6.1.
 ///
 /// # Errors
 /// [`DatapathError::Kernel`] with the release found.
 pub(super) fn kernel_floor() -> Result<(), DatapathError> {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release();
     match version(&release) {
         Some(found) if found >= FLOOR => Ok(()),
         _ => Err(DatapathError::Kernel { release: release.trim().to_owned() }),
     }
+}
+
+/// `CFG_*` bits for what the programs can't find out themselves.
+///
+/// By version: a helper refuses a flag it does not know, so a backport that is not used costs less than a wrong guess.
+pub(super) fn config_flags() -> u32 {
+    if version(&release()) >= Some(CSUM_IPV6) { CFG_CSUM_IPV6 } else { 0 }
+}
+
+fn release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default()
 }
 
 fn version(release: &str) -> Option<(u32, u32)> {
