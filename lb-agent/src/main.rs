@@ -26,7 +26,7 @@ fn act(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Run(args) => {
             let config = args.resolve()?;
-            let kernel = glue::open(&config.kernel)?;
+            let kernel = glue::open(&config)?;
             // Plans and system calls occupy one thread; health must answer meanwhile.
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
