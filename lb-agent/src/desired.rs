@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use lb_common::abi::{
-    Addr4, Addr6, Backend4, Backend6, Iface, LbConfig, NextHop, RangeKey4, RangeKey6, SvcKey4, SvcKey6, SvcValue,
+    Addr4, Addr6, Backend4, Backend6, Iface, LbConfig, NextHop, RangeKey4, RangeKey6, SvcKey4, SvcKey6,
+    SvcValue,
 };
 
 /// A longest-prefix key: number of bits that count, and the key.

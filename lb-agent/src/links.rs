@@ -13,7 +13,8 @@ pub struct NodeNet {
     pub netns_cookie: u64,
     /// `net.ipv4.ip_local_port_range`, inclusive.
     pub ephemeral: (u16, u16),
-    /// `net.ipv4.ip_local_reserved_ports` as inclusive ranges, without what the agent itself put there.
+    /// `net.ipv4.ip_local_reserved_ports` as inclusive ranges; what the agent itself put there (the NodePort range,
+    /// which is never part of the SNAT pool) included.
     pub reserved: Vec<(u16, u16)>,
 }
 
@@ -32,6 +33,8 @@ pub struct Link {
     pub loopback: bool,
     /// ifindex of its master (bridge, bond, VRF).
     pub master: Option<u32>,
+    /// ifindex of the device it is stacked on (VLAN, macvlan, vxlan, ...), if that is in this namespace.
+    pub lower: Option<u32>,
     /// MAC address; zero where there is none.
     pub mac: [u8; 6],
     /// Addresses with their prefix lengths; link-local and tentative ones left out, primary ones first.

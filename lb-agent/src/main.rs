@@ -1,1 +1,59 @@
-fn main() {}
+//! `lb-agent`: parse, build, run, exit code.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use lb_agent::config::{Cli, Command, StatusArgs};
+use lb_agent::status::{Tables, client};
+use lb_agent::{dump, glue, tasks};
+use serde_json::json;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match act(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lb-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn act(cli: Cli) -> Result<()> {
+    match cli.command {
+        Command::Run(args) => {
+            let config = args.resolve()?;
+            let kernel = glue::open(&config)?;
+            // Plans and system calls occupy one thread; health must answer meanwhile.
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            let ended = runtime.block_on(async {
+                let stop = tasks::stop_signal()?;
+                anyhow::Ok(tasks::agent(config, kernel, glue::watch_net, stop).await?)
+            });
+            runtime.shutdown_background();
+            ended
+        }
+        Command::Cleanup(kernel) => Ok(glue::cleanup(&kernel)?),
+        Command::Status(args) => status(&args),
+        Command::Dump(kernel) => {
+            print!("{}", dump::dump(&glue::read(&kernel)?));
+            Ok(())
+        }
+    }
+}
+
+fn status(args: &StatusArgs) -> Result<()> {
+    let status = match client::ask(args.agent) {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("no agent answers ({error}); this is what the kernel holds");
+            json!({"serving": "by the kernel alone", "tables": Tables::of(&glue::read(&args.kernel)?)})
+        }
+    };
+    print!("{}", if args.json { format!("{status}\n") } else { client::text(&status) });
+    Ok(())
+}

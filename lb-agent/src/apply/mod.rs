@@ -1,0 +1,321 @@
+//! Makes the kernel's tables what `plan` wants, in an order in which no packet meets half a change.
+//!
+//! **Invariants:** a frontend never names a slot, a slot in use never names a backend, that is not there; a
+//! generation has moved before its backend row means something else; the role filter never lacks a bit that a table
+//! needs. Each holds after every single system call, also when some fail: inside a stage every key is tried, and
+//! after a stage with an error nothing else is touched. Applying again goes on where it stopped.
+//!
+//! Read [`Applier::apply`] first.
+
+pub mod bpf;
+pub mod diff;
+#[cfg(test)]
+mod fake;
+pub mod mapset;
+#[cfg(test)]
+mod order_test;
+pub(crate) mod raw;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::{Duration, Instant};
+
+use lb_common::abi::names;
+
+use crate::desired::Desired;
+use diff::Delta;
+use mapset::{MapSet, Table, for_each_table};
+
+/// A key that could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("{table}: {key}: {source}{}", hint(table, source))]
+pub struct ApplyError {
+    /// The table's name.
+    pub table: &'static str,
+    /// The key, for people.
+    pub key: String,
+    /// What the kernel said.
+    #[source]
+    pub source: io::Error,
+}
+
+/// The cure for a full table.
+fn hint(table: &str, error: &io::Error) -> String {
+    if !matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) {
+        return String::new();
+    }
+    match crate::datapath::sizes::setting(table) {
+        Some(setting) => format!(" (the table is full: raise `{setting}`)"),
+        None => " (the table is full; its size is fixed)".to_owned(),
+    }
+}
+
+/// What one [`Applier::apply`] did.
+#[derive(Debug, Default)]
+pub struct ApplyReport {
+    /// Entries written or deleted, by table; tables without a change are left out.
+    pub changed: BTreeMap<&'static str, usize>,
+    /// Everything that failed; empty = the kernel holds what was asked for.
+    pub errors: Vec<ApplyError>,
+    /// The whole of it.
+    pub duration: Duration,
+}
+
+impl ApplyReport {
+    /// The kernel holds what was asked for.
+    #[must_use]
+    pub fn complete(&self) -> bool {
+        self.errors.is_empty()
+    }
+
+    fn changed(&mut self, table: &'static str, count: usize) {
+        if count > 0 {
+            *self.changed.entry(table).or_default() += count;
+        }
+    }
+
+    /// One value that is written as a whole.
+    fn whole(&mut self, table: &'static str, result: io::Result<()>) -> bool {
+        match result {
+            Ok(()) => self.changed(table, 1),
+            Err(source) => {
+                self.errors.push(ApplyError { table, key: "0".to_owned(), source });
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// The tables with what they hold; the only writer.
+#[derive(Debug)]
+pub struct Applier<M> {
+    maps: M,
+    /// `roles` is not kept here: the filter holds hashes of addresses.
+    actual: Desired,
+    roles: Vec<u8>,
+}
+
+macro_rules! read_back {
+    ($($field:ident: $key:ty => $value:ty, $name:ident;)*) => {
+        /// Reads all tables back.
+        fn read_back(maps: &mut impl MapSet) -> Result<(Desired, Vec<u8>), ApplyError> {
+            let mut actual = Desired::default();
+            $(
+                let entries = maps.$field().read().map_err(|source| unreadable(names::$name, source))?;
+                actual.$field = entries.into_iter().collect();
+            )*
+            actual.config = maps.read_config().map_err(|source| unreadable(names::LB_CONFIG, source))?;
+            let roles = maps.read_roles().map_err(|source| unreadable(names::LB_ROLES, source))?;
+            Ok((actual, roles))
+        }
+    };
+}
+for_each_table!(read_back);
+
+fn unreadable(table: &'static str, source: io::Error) -> ApplyError {
+    ApplyError { table, key: "reading".to_owned(), source }
+}
+
+/// Writes what differs; true if every key went in. Records each success after its system call.
+fn write<K, V>(
+    report: &mut ApplyReport,
+    name: &'static str,
+    table: &mut dyn Table<K, V>,
+    actual: &mut BTreeMap<K, V>,
+    desired: &BTreeMap<K, V>,
+) -> bool
+where
+    K: Ord + Copy + std::fmt::Debug,
+    V: PartialEq + Copy,
+{
+    let entries = Delta::between(actual, desired).write;
+    if entries.is_empty() {
+        return true;
+    }
+    let failed: BTreeMap<usize, io::Error> = table.write(&entries).into_iter().collect();
+    report.changed(name, entries.len() - failed.len());
+    for (i, (key, value)) in entries.iter().enumerate() {
+        if !failed.contains_key(&i) {
+            actual.insert(*key, *value);
+        }
+    }
+    settle(report, name, entries.iter().map(|(key, _)| key), failed)
+}
+
+/// Deletes what is not wanted; true if every key went.
+fn sweep<K, V>(
+    report: &mut ApplyReport,
+    name: &'static str,
+    table: &mut dyn Table<K, V>,
+    actual: &mut BTreeMap<K, V>,
+    desired: &BTreeMap<K, V>,
+) -> bool
+where
+    K: Ord + Copy + std::fmt::Debug,
+    V: PartialEq + Copy,
+{
+    let keys = Delta::between(actual, desired).remove;
+    if keys.is_empty() {
+        return true;
+    }
+    let failed: BTreeMap<usize, io::Error> = table.remove(&keys).into_iter().collect();
+    report.changed(name, keys.len() - failed.len());
+    for (i, key) in keys.iter().enumerate() {
+        if !failed.contains_key(&i) {
+            actual.remove(key);
+        }
+    }
+    settle(report, name, keys.iter(), failed)
+}
+
+/// Puts failures into the report.
+fn settle<'a, K: std::fmt::Debug + 'a>(
+    report: &mut ApplyReport,
+    table: &'static str,
+    keys: impl Iterator<Item = &'a K>,
+    mut failed: BTreeMap<usize, io::Error>,
+) -> bool {
+    let complete = failed.is_empty();
+    for (i, key) in keys.enumerate() {
+        if let Some(source) = failed.remove(&i) {
+            report.errors.push(ApplyError { table, key: format!("{key:?}"), source });
+        }
+    }
+    complete
+}
+
+impl<M: MapSet> Applier<M> {
+    /// Takes the tables over and reads them: what is not wanted later is swept.
+    ///
+    /// # Errors
+    /// A table could not be read; nothing was changed.
+    pub fn new(mut maps: M) -> Result<Self, ApplyError> {
+        let (actual, roles) = read_back(&mut maps)?;
+        Ok(Applier { maps, actual, roles })
+    }
+
+    /// What the tables hold, as far as this agent read and wrote them. Its `roles` are empty: the filter can't be
+    /// read backwards.
+    #[must_use]
+    pub fn actual(&self) -> &Desired {
+        &self.actual
+    }
+
+    /// Reads all tables again, against writers we don't know of.
+    ///
+    /// # Errors
+    /// A table could not be read; the old knowledge stays.
+    pub fn reload(&mut self) -> Result<(), ApplyError> {
+        (self.actual, self.roles) = read_back(&mut self.maps)?;
+        Ok(())
+    }
+
+    /// Makes the tables equal to `desired`, as far as the kernel allows.
+    ///
+    /// Idempotent; costs system calls only for what differs. Stages: frontends that go; generations, next hops,
+    /// backends; slots; what else decides; role bits that come; frontends that come or change; role bits, backends
+    /// and all else that go. Generations and slots are never deleted: the one must outlive its row, the other is
+    /// harmless once no frontend names it.
+    pub fn apply(&mut self, desired: &Desired) -> ApplyReport {
+        let start = Instant::now();
+        let mut report = ApplyReport::default();
+        let stages: [fn(&mut Self, &Desired, &mut ApplyReport) -> bool; 7] = [
+            Self::remove_frontends,
+            Self::write_backends,
+            Self::write_slots,
+            Self::write_context,
+            Self::add_roles,
+            Self::write_frontends,
+            Self::remove_rest,
+        ];
+        for stage in stages {
+            if !stage(self, desired, &mut report) {
+                break;
+            }
+        }
+        report.duration = start.elapsed();
+        report
+    }
+}
+
+/// Runs `$step` on tables in the order given; true if all succeeded. All are tried.
+macro_rules! each {
+    ($self:ident, $desired:ident, $report:ident, $step:ident, $($field:ident $name:ident),* $(,)?) => {{
+        let mut complete = true;
+        $(complete &= $step(
+            $report, names::$name, $self.maps.$field(), &mut $self.actual.$field, &$desired.$field,
+        );)*
+        complete
+    }};
+}
+
+impl<M: MapSet> Applier<M> {
+    fn remove_frontends(&mut self, desired: &Desired, report: &mut ApplyReport) -> bool {
+        each!(self, desired, report, sweep, services4 LB_SVC4, services6 LB_SVC6)
+    }
+
+    /// Three steps that build on each other, each a stage of its own.
+    fn write_backends(&mut self, desired: &Desired, report: &mut ApplyReport) -> bool {
+        each!(self, desired, report, write, generations4 LB_GEN4, generations6 LB_GEN6)
+            && each!(self, desired, report, write, nexthops LB_NH)
+            && each!(self, desired, report, write, backends4 LB_BE4, backends6 LB_BE6)
+    }
+
+    fn write_slots(&mut self, desired: &Desired, report: &mut ApplyReport) -> bool {
+        each!(self, desired, report, write, slots LB_SLOTS)
+    }
+
+    fn write_context(&mut self, desired: &Desired, report: &mut ApplyReport) -> bool {
+        let mut complete = each!(
+            self, desired, report, write, interfaces LB_IF, node4 LB_NODE4, node6 LB_NODE6, ranges4 LB_RANGE4,
+            ranges6 LB_RANGE6, cidrs4 LB_CIDR4, cidrs6 LB_CIDR6, namespaces LB_NETNS,
+        );
+        if self.actual.config != desired.config {
+            let written = self.maps.write_config(&desired.config);
+            if report.whole(names::LB_CONFIG, written) {
+                self.actual.config = desired.config;
+            } else {
+                complete = false;
+            }
+        }
+        complete
+    }
+
+    fn add_roles(&mut self, desired: &Desired, report: &mut ApplyReport) -> bool {
+        let mut union = role_bytes(desired);
+        for (byte, old) in union.iter_mut().zip(&self.roles) {
+            *byte |= old;
+        }
+        self.write_roles(union, report)
+    }
+
+    fn write_frontends(&mut self, desired: &Desired, report: &mut ApplyReport) -> bool {
+        each!(self, desired, report, write, services4 LB_SVC4, services6 LB_SVC6)
+    }
+
+    fn remove_rest(&mut self, desired: &Desired, report: &mut ApplyReport) -> bool {
+        let roles = self.write_roles(role_bytes(desired), report);
+        let others = each!(
+            self, desired, report, sweep, backends4 LB_BE4, backends6 LB_BE6, ranges4 LB_RANGE4, ranges6 LB_RANGE6,
+            cidrs4 LB_CIDR4, cidrs6 LB_CIDR6, node4 LB_NODE4, node6 LB_NODE6, interfaces LB_IF, namespaces LB_NETNS,
+        );
+        roles && others && each!(self, desired, report, sweep, nexthops LB_NH)
+    }
+
+    fn write_roles(&mut self, roles: Vec<u8>, report: &mut ApplyReport) -> bool {
+        if self.roles == roles {
+            return true;
+        }
+        let written = self.maps.write_roles(&roles);
+        let complete = report.whole(names::LB_ROLES, written);
+        if complete {
+            self.roles = roles;
+        }
+        complete
+    }
+}
+
+fn role_bytes(desired: &Desired) -> Vec<u8> {
+    lb_common::hash::role_filter(desired.roles.iter().map(|(address, role)| (*address, *role)))
+}

@@ -1,0 +1,221 @@
+//! Command line -> settings; the only module that reads arguments and the environment.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use thiserror::Error;
+
+use crate::kubeproxy::{self, ConfigError, ProxyConfig};
+use crate::model::settings::{Settings, SocketLb};
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "lb-agent",
+    version,
+    about = "eBPF service load balancer for one node: does what kube-proxy does"
+)]
+#[command(after_help = "\
+Examples:
+  lb-agent run --node-name $(hostname) --manifests /etc/lb        serve the Services of a folder
+  lb-agent run --node-name a --manifests D --config kube-proxy.conf  with a cluster's kube-proxy configuration
+  lb-agent status                                                 what is served, and what is wrong
+  lb-agent dump                                                   the kernel's tables as text
+  lb-agent cleanup                                                remove everything from the kernel
+
+Traffic goes on when the agent stops; only `cleanup` ends it.")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve: fill the kernel's tables and keep them so until SIGTERM; the data path stays behind
+    Run(Box<RunArgs>),
+    /// Remove all programs, tables and pins from the kernel; connections through them break
+    Cleanup(KernelArgs),
+    /// Say what is served and what is wrong, from the running agent or else from the kernel
+    Status(StatusArgs),
+    /// Print the kernel's tables as text, one line per entry, in a stable order
+    Dump(KernelArgs),
+}
+
+/// Where in the kernel.
+#[derive(Debug, Clone, Args)]
+pub struct KernelArgs {
+    /// cgroup v2 folder whose sockets are translated; without it the root of the hierarchy
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+    /// Mount point of the BPF file system; the pins are under PATH/lb/
+    #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf")]
+    pub bpffs: PathBuf,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+    /// Where the agent answers (its --metrics-bind-address)
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10249")]
+    pub agent: SocketAddr,
+    /// Where in the kernel to look when no agent answers.
+    #[command(flatten)]
+    pub kernel: KernelArgs,
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Clone, Args)]
+#[command(group = clap::ArgGroup::new("source").required(true).args(["manifests", "kubeconfig"]))]
+pub struct RunArgs {
+    /// Name of this node, as in Node objects and nodeName of endpoints. Else hostnameOverride of --config, else the
+    /// host name
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    pub node_name: Option<String>,
+    /// Folder with Service, EndpointSlice, Node and ServiceCIDR manifests (*.yaml, *.yml, *.json), watched for changes
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// Read the objects from the API server of this kubeconfig
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), as kube-proxy takes it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where in the kernel.
+    #[command(flatten)]
+    pub kernel: KernelArgs,
+    /// Whose sockets are translated at connect(): those of the host, also those of all pods, or none. Pods are served
+    /// by packets in any case; `all` is needed for pods on macvlan or ipvlan
+    #[arg(long, value_enum, default_value = "host", value_name = "WHOSE")]
+    pub socket_lb: SocketLb,
+    /// Masquerade external traffic also where the answer passes this node anyway, as kube-proxy does
+    #[arg(long)]
+    pub masquerade_local: bool,
+    /// XDP on uplinks: not yet available; packets are balanced at TC
+    #[arg(long, value_name = "auto|off|IFACE,...")]
+    pub xdp: Option<String>,
+    /// Where /healthz and /livez answer; wins over --config. Default 0.0.0.0:10256
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub healthz_bind_address: Option<String>,
+    /// Where /metrics, /proxyMode and /status answer; wins over --config. Default 127.0.0.1:10249
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics_bind_address: Option<String>,
+    /// ICMP errors and resets that one CPU may send per second; 0 = no limit
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000)]
+    pub reject_rate: u32,
+}
+
+/// What a run needs.
+#[derive(Debug, Clone)]
+pub struct RunConfig {
+    /// Folder of manifests.
+    pub manifests: PathBuf,
+    /// Settings of data path and loop.
+    pub settings: Settings,
+    /// Where in the kernel.
+    pub kernel: KernelArgs,
+    /// Where health answers.
+    pub healthz: SocketAddr,
+    /// Where metrics and status answer.
+    pub metrics: SocketAddr,
+    /// What the operator should know before it starts.
+    pub warnings: Vec<String>,
+}
+
+/// Why a run cannot start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The configuration file cannot be read.
+    #[error("cannot read --config {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The configuration or a flag cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// `--kubeconfig` without `--manifests`.
+    #[error("the API source comes with a later release; use --manifests DIR")]
+    NoApiSource,
+    /// Nobody says how this node is called.
+    #[error("this node has no name: give --node-name, or hostnameOverride in --config")]
+    NoName,
+}
+
+impl RunArgs {
+    /// Checks everything once and makes values of it.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing was touched.
+    pub fn resolve(&self) -> Result<RunConfig, StartError> {
+        let manifests = self.manifests.clone().ok_or(StartError::NoApiSource)?;
+        let (proxy, mut warnings) = self.proxy_config()?;
+        if proxy.kubeconfig.is_some() {
+            warnings.push("clientConnection.kubeconfig is not used with --manifests".to_owned());
+        }
+        if self.xdp.as_deref().is_some_and(|x| x != "off") {
+            warnings.push("--xdp is not yet available; packets are balanced at TC".to_owned());
+        }
+        let address = |field, flag: &Option<String>, configured: SocketAddr| match flag {
+            Some(text) => kubeproxy::socket(field, text, ""),
+            None => Ok(configured),
+        };
+        Ok(RunConfig {
+            manifests,
+            healthz: address("--healthz-bind-address", &self.healthz_bind_address, proxy.healthz)?,
+            metrics: address("--metrics-bind-address", &self.metrics_bind_address, proxy.metrics)?,
+            kernel: self.kernel.clone(),
+            settings: self.settings(proxy)?,
+            warnings,
+        })
+    }
+
+    fn proxy_config(&self) -> Result<(ProxyConfig, Vec<String>), StartError> {
+        let Some(path) = &self.config else {
+            return Ok((kubeproxy::KubeProxyConfiguration::default().resolve()?, Vec::new()));
+        };
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| StartError::Read { path: path.clone(), source })?;
+        let (config, unknown) = kubeproxy::parse(&text)?;
+        let warn =
+            |field| format!("configuration field {field} is not known and has no effect; is it misspelt?");
+        Ok((config, unknown.into_iter().map(warn).collect()))
+    }
+
+    fn settings(&self, proxy: ProxyConfig) -> Result<Settings, StartError> {
+        // B153: lower-cased and trimmed; the flag wins.
+        let flag = self.node_name.as_deref().map(|n| n.trim().to_lowercase()).filter(|n| !n.is_empty());
+        let name = flag.or(proxy.hostname).or_else(host_name).ok_or(StartError::NoName)?;
+        Ok(Settings {
+            mode: proxy.mode,
+            bind_address: proxy.bind_address,
+            node_port_addresses: proxy.node_port_addresses,
+            localhost_node_ports: proxy.localhost_node_ports,
+            masquerade_all: proxy.masquerade_all,
+            masquerade_local: self.masquerade_local,
+            detect: proxy.detect,
+            socket_lb: self.socket_lb,
+            reject_rate: self.reject_rate,
+            min_sync: proxy.min_sync,
+            sync: proxy.sync,
+            ..Settings::for_node(&name)
+        })
+    }
+}
+
+fn host_name() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(text.trim().to_lowercase()).filter(|n| !n.is_empty())
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

@@ -1,0 +1,67 @@
+use super::*;
+use crate::model::settings::Mode;
+use clap::{CommandFactory, Parser};
+
+fn run(arguments: &[&str]) -> Result<RunConfig, StartError> {
+    let all = ["lb-agent", "run"].iter().chain(arguments);
+    match Cli::try_parse_from(all).unwrap().command {
+        Command::Run(args) => args.resolve(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_command_line_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn a_source_is_required_and_only_one() {
+    assert!(Cli::try_parse_from(["lb-agent", "run", "--node-name", "a"]).is_err());
+    let both = ["lb-agent", "run", "--manifests", "d", "--kubeconfig", "f"];
+    assert!(Cli::try_parse_from(both).is_err());
+}
+
+#[test]
+fn the_api_source_is_refused_with_the_way_out() {
+    let error = run(&["--node-name", "a", "--kubeconfig", "f"]).unwrap_err();
+    assert!(error.to_string().contains("--manifests"));
+}
+
+#[test]
+fn b163_flags_win_over_the_file_where_they_overlap() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("c.yaml");
+    let text = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\n\
+        hostnameOverride: elm\nhealthzBindAddress: 127.0.0.1:1\nwrong: 1\n";
+    std::fs::write(&file, text).unwrap();
+    let file = file.to_str().unwrap();
+    let from_file = run(&["--manifests", "d", "--config", file]).unwrap();
+    assert_eq!((from_file.settings.node_name.as_str(), from_file.settings.mode), ("elm", Mode::Nftables));
+    assert_eq!(from_file.healthz.to_string(), "127.0.0.1:1");
+    assert_eq!(from_file.warnings.len(), 1);
+    assert!(from_file.warnings[0].contains("wrong"));
+    let flags =
+        ["--manifests", "d", "--config", file, "--node-name", "ASH", "--healthz-bind-address", "[::1]:2"];
+    let from_flags = run(&flags).unwrap();
+    assert_eq!(from_flags.settings.node_name, "ash");
+    assert_eq!(from_flags.healthz.to_string(), "[::1]:2");
+}
+
+#[test]
+fn own_settings_and_their_defaults() {
+    let plain = run(&["--node-name", "a", "--manifests", "d"]).unwrap();
+    assert_eq!((plain.settings.socket_lb, plain.settings.masquerade_local), (SocketLb::Host, false));
+    assert_eq!(plain.kernel.bpffs, PathBuf::from("/sys/fs/bpf"));
+    let own =
+        ["--node-name", "a", "--manifests", "d", "--socket-lb", "all", "--masquerade-local", "--xdp", "auto"];
+    let own = run(&own).unwrap();
+    assert_eq!((own.settings.socket_lb, own.settings.masquerade_local), (SocketLb::All, true));
+    assert!(own.warnings.iter().any(|w| w.contains("--xdp")));
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = run(&["--node-name", "a", "--manifests", "d", "--config", "/nowhere"]).unwrap_err();
+    assert!(error.to_string().contains("/nowhere"));
+}

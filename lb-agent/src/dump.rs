@@ -1,0 +1,105 @@
+//! Stable text form of the tables: one line per entry, sorted, in words (`lb-agent dump`, and what tests compare).
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
+
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use lb_common::abi::{
+    BE_IN_CLUSTER, BE_IN_LOCAL, BE_LOCAL, IF_DETECT, IF_L3, IF_POD, NODE_LOCAL, NODE_NODEPORT, SVC_ADDRESS,
+    SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL, SVC_MASQ_ALL, SVC_RANGES, SvcValue,
+};
+
+use crate::desired::Desired;
+
+/// Names of bits, in the order in which they are written.
+type Names = &'static [(u32, &'static str)];
+
+const SVC: Names = &[
+    (SVC_ADDRESS, "active"),
+    (SVC_EXTERNAL, "external"),
+    (SVC_LOCAL, "local"),
+    (SVC_HAS_ANY, "any"),
+    (SVC_MASQ_ALL, "masquerade"),
+    (SVC_RANGES, "ranges"),
+];
+const BACKEND: Names =
+    &[(BE_LOCAL as u32, "here"), (BE_IN_CLUSTER as u32, "cluster"), (BE_IN_LOCAL as u32, "local")];
+const NODE: Names = &[(NODE_LOCAL, "local"), (NODE_NODEPORT, "nodeport")];
+const IFACE: Names = &[(IF_POD, "pod"), (IF_DETECT, "detect"), (IF_L3, "l3")];
+
+/// The tables as text; equal tables give equal text.
+#[must_use]
+pub fn dump(tables: &Desired) -> String {
+    let mut lines = Vec::new();
+    for (k, v) in &tables.services4 {
+        lines.push(service(IpAddr::from(k.addr), k.port, k.proto, v));
+    }
+    for (k, v) in &tables.services6 {
+        lines.push(service(IpAddr::from(k.addr), k.port, k.proto, v));
+    }
+    for (id, b) in &tables.backends4 {
+        lines.push(backend(*id, IpAddr::from(b.addr), b.port, b.proto, b.flags, b.service));
+    }
+    for (id, b) in &tables.backends6 {
+        lines.push(backend(*id, IpAddr::from(b.addr), b.port, b.proto, b.flags, b.service));
+    }
+    lines.extend(tables.slots.iter().map(|(slot, id)| format!("SLOT   {slot} backend={id}")));
+    for (length, key) in tables.ranges4.keys() {
+        lines.push(range(key.service, IpAddr::from(key.addr), *length));
+    }
+    for (length, key) in tables.ranges6.keys() {
+        lines.push(range(key.service, IpAddr::from(key.addr), *length));
+    }
+    lines.extend(tables.cidrs4.keys().map(|(length, k)| format!("CIDR   {}/{length}", IpAddr::from(k.addr))));
+    lines.extend(tables.cidrs6.keys().map(|(length, k)| format!("CIDR   {}/{length}", IpAddr::from(k.addr))));
+    let four = tables.node4.iter().map(|(a, f)| (IpAddr::from(*a), *f));
+    let six = tables.node6.iter().map(|(a, f)| (IpAddr::from(*a), *f));
+    lines.extend(four.chain(six).map(|(a, flags)| format!("NODE   {a}{}", words(flags, NODE))));
+    for (index, i) in &tables.interfaces {
+        let snat = format!("snat4={} snat6={}", IpAddr::from(i.snat4), IpAddr::from(i.snat6));
+        lines.push(format!("IF     {index} master={} {snat}{}", i.master, words(i.flags, IFACE)));
+    }
+    lines.extend(tables.namespaces.keys().map(|cookie| format!("NETNS  {cookie}")));
+    let config = &tables.config;
+    let mut text = format!(
+        "CONFIG flags={:#x} nodeports={}-{} snat=",
+        config.flags, config.nodeports.min, config.nodeports.max
+    );
+    for range in config.snat.iter().filter(|r| r.min != 0) {
+        // Writing to a String cannot fail.
+        let _infallible = write!(text, "{}-{},", range.min, range.max);
+    }
+    lines.push(text.trim_end_matches(',').to_owned());
+    lines.join("\n") + "\n"
+}
+
+fn service(address: IpAddr, port: [u8; 2], proto: u8, v: &SvcValue) -> String {
+    let affinity = if v.affinity_s == 0 { String::new() } else { format!(" affinity={}s", v.affinity_s) };
+    let sets =
+        format!("cluster={}+{} local={}+{}", v.cluster_start, v.cluster_len, v.local_start, v.local_len);
+    let flags = words(v.flags, SVC);
+    format!("SVC    {} id={} {sets}{affinity}{flags}", endpoint(address, port, proto), v.id)
+}
+
+fn backend(id: u32, address: IpAddr, port: [u8; 2], proto: u8, flags: u8, service: u32) -> String {
+    let flags = words(u32::from(flags), BACKEND);
+    format!("BE     {id} {} service={service}{flags}", endpoint(address, port, proto))
+}
+
+fn range(service: [u8; 4], address: IpAddr, length: u32) -> String {
+    format!("RANGE  service={} {address}/{}", u32::from_be_bytes(service), length.saturating_sub(32))
+}
+
+fn endpoint(address: IpAddr, port: [u8; 2], proto: u8) -> String {
+    let protocol = match proto {
+        6 => "TCP".to_owned(),
+        17 => "UDP".to_owned(),
+        132 => "SCTP".to_owned(),
+        other => other.to_string(),
+    };
+    format!("{}/{protocol}", std::net::SocketAddr::new(address, u16::from_be_bytes(port)))
+}
+
+fn words(flags: u32, names: Names) -> String {
+    names.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| format!(" {name}")).collect()
+}

@@ -1,0 +1,296 @@
+//! Deletes flows that have ended or expired, in bounded slices.
+//!
+//! The kernel never deletes a flow by time: it only stops touching it. The tables would still work without this
+//! (they are LRU), but a full LRU evicts live flows as well (docs: an idle flow survives only below the capacity).
+//!
+//! **Invariants:** an entry goes only after its time-out; a flow that wakes in the microseconds between look and
+//! deletion is put back by the other half of its pair. Read [`Sweeper::step`] first; [`expired`] is pure.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use lb_common::abi::{
+    CT_FIN_BACKEND, CT_FIN_CLIENT, CT_REPLIED, CT_RST, CtKey4, CtKey6, CtValue4, CtValue6, names,
+};
+
+use crate::apply::raw::Raw;
+use crate::sys::bpf::RawMap;
+
+/// Nanoseconds of one tick of `last_tick`, as a shift.
+const TICK_SHIFT: u32 = 30;
+/// The kernel gives whole buckets, so a round must have room for the longest one.
+const MAX_ROUND: u32 = 1 << 16;
+
+/// How long flows are kept after their last packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP and SCTP after the handshake.
+    pub established: Duration,
+    /// TCP and SCTP after both sides' FIN, or a RST.
+    pub closing: Duration,
+    /// TCP and SCTP before the handshake is over.
+    pub embryonic: Duration,
+    /// UDP without an answer.
+    pub udp: Duration,
+    /// UDP that was answered.
+    pub udp_replied: Duration,
+}
+
+impl Default for Timeouts {
+    /// 24 h as kube-proxy's `conntrack.tcpEstablishedTimeout`; the others as netfilter's own defaults, except 10 s
+    /// for closing (netfilter: 120 s in TIME_WAIT), because a SYN on a closed flow is decided anew anyway.
+    fn default() -> Self {
+        Timeouts {
+            established: Duration::from_secs(24 * 3600),
+            closing: Duration::from_secs(10),
+            embryonic: Duration::from_secs(60),
+            udp: Duration::from_secs(30),
+            udp_replied: Duration::from_secs(180),
+        }
+    }
+}
+
+/// What decides an entry's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// IP protocol number.
+    pub proto: u8,
+    /// `CT_*` bits.
+    pub flags: u16,
+    /// Last packet, ticks of 2^30 ns since boot.
+    pub last_tick: u32,
+}
+
+/// Whether an entry is over at `now` (ticks).
+///
+/// Pure. `embryonic`: it was found in a table of embryonic flows. A last packet in the future (the clock was read
+/// before the table) counts as now.
+#[must_use]
+pub fn expired(life: Life, embryonic: bool, now: u32, timeouts: &Timeouts) -> bool {
+    let connection = matches!(i32::from(life.proto), libc::IPPROTO_TCP | libc::IPPROTO_SCTP);
+    let fins = CT_FIN_CLIENT | CT_FIN_BACKEND;
+    let limit = if !connection {
+        if life.flags & CT_REPLIED != 0 { timeouts.udp_replied } else { timeouts.udp }
+    } else if life.flags & CT_RST != 0 || life.flags & fins == fins {
+        timeouts.closing
+    } else if embryonic {
+        timeouts.embryonic
+    } else {
+        timeouts.established
+    };
+    let age = now.wrapping_sub(life.last_tick);
+    let age = if age > u32::MAX / 2 { 0 } else { age };
+    u128::from(age) << TICK_SHIFT >= limit.as_nanos()
+}
+
+/// One flow table under the sweep.
+#[derive(Debug)]
+struct FlowTable {
+    name: &'static str,
+    map: RawMap,
+    life: fn(&[u8], &[u8]) -> Life,
+    embryonic: bool,
+    /// Where the next round goes on; `None` = at the start.
+    position: Option<Vec<u8>>,
+    round: u32,
+    /// Live entries of this pass so far.
+    live: u64,
+}
+
+/// Fill of one table, counted by a whole pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Occupancy {
+    /// The table's name.
+    pub table: &'static str,
+    /// Entries that are alive.
+    pub live: u64,
+    /// Its capacity.
+    pub capacity: u32,
+}
+
+/// What one [`Sweeper::step`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SweepReport {
+    /// Entries looked at.
+    pub scanned: u64,
+    /// Entries deleted.
+    pub deleted: u64,
+    /// The table whose pass this step ended, if it did.
+    pub finished: Option<Occupancy>,
+}
+
+/// Walks over all flow tables, again and again.
+#[derive(Debug)]
+pub struct Sweeper {
+    tables: Vec<FlowTable>,
+    current: usize,
+    timeouts: Timeouts,
+}
+
+macro_rules! life {
+    ($key:ty, $value:ty) => {
+        |key: &[u8], value: &[u8]| {
+            let (key, value) = (<$key>::get(key), <$value>::get(value));
+            Life { proto: key.proto, flags: value.flags, last_tick: value.last_tick }
+        }
+    };
+}
+
+impl Sweeper {
+    /// Opens the flow tables pinned in `folder`.
+    ///
+    /// # Errors
+    /// With the name of a table that is missing or of another shape.
+    pub fn open(folder: &Path, timeouts: Timeouts) -> io::Result<Self> {
+        type Parts = (&'static str, fn(&[u8], &[u8]) -> Life, usize, usize, bool);
+        let v4: fn(&[u8], &[u8]) -> Life = life!(CtKey4, CtValue4);
+        let v6: fn(&[u8], &[u8]) -> Life = life!(CtKey6, CtValue6);
+        let parts: [Parts; 4] = [
+            (names::LB_CT4, v4, CtKey4::LEN, CtValue4::LEN, false),
+            (names::LB_CT6, v6, CtKey6::LEN, CtValue6::LEN, false),
+            (names::LB_EM4, v4, CtKey4::LEN, CtValue4::LEN, true),
+            (names::LB_EM6, v6, CtKey6::LEN, CtValue6::LEN, true),
+        ];
+        let mut tables = Vec::new();
+        for (name, life, key, value, embryonic) in parts {
+            let map = RawMap::open(&folder.join(name))
+                .map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
+            if map.info().key_size as usize != key || map.value_len() != value {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{name}: other sizes")));
+            }
+            tables.push(FlowTable { name, map, life, embryonic, position: None, round: 0, live: 0 });
+        }
+        Ok(Sweeper { tables, current: 0, timeouts })
+    }
+
+    /// Looks at about `budget` entries of the table it is at, and deletes those that are over.
+    ///
+    /// At the end of a table it reports the fill and goes on with the next one at the next call. Two to three system
+    /// calls a step; a few hundred nanoseconds an entry.
+    ///
+    /// # Errors
+    /// As the kernel says; the next call starts the table again.
+    pub fn step(&mut self, budget: u32) -> io::Result<SweepReport> {
+        let now = (crate::sys::monotonic_ns() >> TICK_SHIFT) as u32;
+        let table = &mut self.tables[self.current];
+        let result = table.step(budget, now, &self.timeouts);
+        match &result {
+            Ok(report) if report.finished.is_none() => {}
+            _ => {
+                table.position = None;
+                table.live = 0;
+                self.current = (self.current + 1) % self.tables.len();
+            }
+        }
+        result
+    }
+
+    /// Capacity of all tables together: what a pass has to look at, at most.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.tables.iter().map(|table| u64::from(table.map.info().max_entries)).sum()
+    }
+}
+
+impl FlowTable {
+    fn step(&mut self, budget: u32, now: u32, timeouts: &Timeouts) -> io::Result<SweepReport> {
+        let mut round = budget.clamp(64, MAX_ROUND).max(self.round);
+        let batch = loop {
+            match self.map.lookup_batch(self.position.as_deref(), round) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && round < MAX_ROUND => round *= 2,
+                result => break result?,
+            }
+        };
+        if round > budget {
+            self.round = round;
+        }
+        let info = self.map.info();
+        let keys = batch.keys.chunks_exact(info.key_size as usize);
+        let mut over = Vec::new();
+        let mut report = SweepReport::default();
+        for (key, value) in keys.zip(batch.values.chunks_exact(self.map.value_len())) {
+            report.scanned += 1;
+            if expired((self.life)(key, value), self.embryonic, now, timeouts) {
+                over.extend_from_slice(key);
+            } else {
+                self.live += 1;
+            }
+        }
+        report.deleted = self.delete(&over)?;
+        self.position = batch.next;
+        if self.position.is_none() {
+            report.finished =
+                Some(Occupancy { table: self.name, live: self.live, capacity: info.max_entries });
+        }
+        Ok(report)
+    }
+
+    /// Deletes keys that may be gone already; returns how many were there.
+    fn delete(&self, mut keys: &[u8]) -> io::Result<u64> {
+        let size = self.map.info().key_size as usize;
+        let mut deleted = 0;
+        while !keys.is_empty() {
+            let (done, result) = self.map.delete_batch(keys, (keys.len() / size) as u32);
+            deleted += u64::from(done);
+            match result {
+                Ok(()) => break,
+                // Evicted meanwhile: go on behind it.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                    keys = &keys[(done as usize + 1) * size..];
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(deleted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ticks of some seconds, rounded up.
+    fn ticks(seconds: u64) -> u32 {
+        ((seconds * 1_000_000_000) >> TICK_SHIFT) as u32 + 1
+    }
+
+    #[test]
+    fn each_state_has_its_time() {
+        const TCP: u8 = 6;
+        const UDP: u8 = 17;
+        const SCTP: u8 = 132;
+        let fins = CT_FIN_CLIENT | CT_FIN_BACKEND;
+        // Protocol, flags, embryonic, seconds.
+        let rows = [
+            (TCP, CT_REPLIED, false, 24 * 3600),
+            (SCTP, CT_REPLIED, false, 24 * 3600),
+            (TCP, CT_REPLIED | CT_FIN_CLIENT, false, 24 * 3600),
+            (TCP, CT_REPLIED | fins, false, 10),
+            (TCP, CT_RST, true, 10),
+            (TCP, 0, true, 60),
+            (SCTP, CT_REPLIED, true, 60),
+            (UDP, 0, true, 30),
+            (UDP, CT_REPLIED, true, 180),
+            (UDP, CT_REPLIED, false, 180),
+            // FIN bits mean nothing without connections.
+            (UDP, CT_REPLIED | fins, false, 180),
+        ];
+        let timeouts = Timeouts::default();
+        for (proto, flags, embryonic, seconds) in rows {
+            let life = Life { proto, flags, last_tick: 1000 };
+            let over = |now| expired(life, embryonic, now, &timeouts);
+            assert!(over(1000 + ticks(seconds)), "{proto} {flags:#x} {embryonic}");
+            assert!(!over(1000 + ticks(seconds) - 2), "{proto} {flags:#x} {embryonic}");
+        }
+    }
+
+    #[test]
+    fn ticks_wrap_and_may_be_ahead_of_the_clock() {
+        let timeouts = Timeouts::default();
+        let life = |last_tick| Life { proto: 17, flags: 0, last_tick };
+        assert!(!expired(life(1001), true, 1000, &timeouts));
+        assert!(expired(life(u32::MAX - 10), true, ticks(30), &timeouts));
+        assert!(!expired(life(u32::MAX - 2), true, 3, &timeouts));
+    }
+}

@@ -1,0 +1,63 @@
+//! What the loop needs of a kernel.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::desired::Desired;
+use crate::links::{Attachment, NodeNet};
+
+/// The kernel refused; the text names what was tried, on what, and what to do.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct KernelError(pub String);
+
+/// What an apply did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ApplyReport {
+    /// Entries written or deleted.
+    pub changed: usize,
+    /// What failed, with table and key; empty = the kernel holds exactly what was desired.
+    pub failures: Vec<String>,
+}
+
+/// What attaching did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct AttachReport {
+    /// Interfaces that carry our programs now.
+    pub attached: usize,
+    /// What failed, with interface and program; empty = exactly the attach set carries our programs.
+    pub failures: Vec<String>,
+}
+
+/// The kernel side of the agent. Implemented by the data path, and in memory by the tests of [`crate::run`].
+///
+/// **Laws:** every call is idempotent; after `apply` without failures `actual` returns what was desired, but for
+/// tables that cannot be read back exactly (roles). Calls are made by one task, one at a time.
+pub trait Kernel: Send + 'static {
+    /// Which interfaces carry programs; a pure function of the links.
+    fn attach_set(&self, net: &NodeNet) -> BTreeMap<u32, Attachment>;
+
+    /// `CFG_*` bits that probing the kernel gave.
+    fn config_flags(&self) -> u32;
+
+    /// The tables as the kernel holds them.
+    ///
+    /// # Errors
+    /// A table cannot be read.
+    fn actual(&mut self) -> Result<Desired, KernelError>;
+
+    /// Attaches to exactly these interfaces; tries all of them whatever fails. `net` has their names. Cheap when
+    /// nothing changed.
+    fn attach(&mut self, net: &NodeNet, attachments: &BTreeMap<u32, Attachment>) -> AttachReport;
+
+    /// Makes the kernel's tables equal to `desired`; what failed is tried again by the next call.
+    fn apply(&mut self, desired: &Desired) -> ApplyReport;
+
+    /// Counters by name, ever increasing while the tables live.
+    fn counters(&self) -> Vec<(&'static str, u64)>;
+
+    /// Deletes a bounded slice of what has ended or expired in the flow tables.
+    fn sweep(&mut self);
+}

@@ -1,0 +1,154 @@
+//! How the operator wants the node served: what `config` makes of flags and files, and what `plan` reads.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+/// The kube-proxy mode whose defaults apply where the modes differ (BEHAVIOUR section 20).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// `mode: iptables`, or unset.
+    Iptables,
+    /// `mode: nftables`.
+    Nftables,
+}
+
+impl Mode {
+    /// As kube-proxy writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Iptables => "iptables",
+            Self::Nftables => "nftables",
+        }
+    }
+}
+
+/// One entry of `nodePortAddresses` (B36, B37).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePortEntry {
+    /// A CIDR.
+    Cidr(IpNet),
+    /// The node's primary address of each family.
+    Primary,
+    /// 127.0.0.0/8 and ::1.
+    Localhost,
+    /// Every address.
+    All,
+}
+
+/// How pod traffic is told (B73-B78).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DetectLocal {
+    /// By these source CIDRs, the first of each family.
+    ClusterCidr(Vec<IpNet>),
+    /// By the Node's own pod CIDRs.
+    NodeCidr,
+    /// By the bridge it arrives on.
+    Bridge(String),
+    /// By the prefix of the name of the interface it arrives on.
+    InterfacePrefix(String),
+}
+
+/// Whose sockets are translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SocketLb {
+    /// Sockets of the host's network namespace.
+    Host,
+    /// Sockets of the host and of every pod.
+    All,
+    /// None.
+    Off,
+}
+
+/// Capacities of the kernel tables; a plan never exceeds them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Entries of `LB_SVC4` and of `LB_SVC6`, each.
+    pub frontends: usize,
+    /// Service ids; ids are 1 up to this.
+    pub services: u32,
+    /// Backend ids per family; ids are 1 up to this less one, since they index arrays.
+    pub backends: u32,
+    /// Slots of `LB_SLOTS`.
+    pub slots: u32,
+    /// Entries of `LB_RANGE4` and of `LB_RANGE6`, each.
+    pub ranges: usize,
+    /// Entries of `LB_NODE4` and of `LB_NODE6`, each.
+    pub node_addresses: usize,
+}
+
+impl Limits {
+    /// What the product's maps are built with.
+    pub const PRODUCT: Self = Self {
+        frontends: 131_072,
+        services: 65_536,
+        backends: 65_536,
+        slots: 262_144,
+        ranges: 65_536,
+        node_addresses: 1_024,
+    };
+}
+
+/// All settings of the data path and of the loop that fills it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// This node's name (B153).
+    pub node_name: String,
+    /// Whose defaults apply.
+    pub mode: Mode,
+    /// `bindAddress`, if it is a specific address (B20).
+    pub bind_address: Option<IpAddr>,
+    /// `nodePortAddresses`; empty = the default of the mode (B38).
+    pub node_port_addresses: Vec<NodePortEntry>,
+    /// `iptables.localhostNodePorts` (B40).
+    pub localhost_node_ports: bool,
+    /// `masqueradeAll` of the mode.
+    pub masquerade_all: bool,
+    /// Masquerade also where the answer passes this node anyway.
+    pub masquerade_local: bool,
+    /// How pod traffic is told.
+    pub detect: DetectLocal,
+    /// Whose sockets are translated.
+    pub socket_lb: SocketLb,
+    /// ICMP errors and resets that one CPU may send per second; 0 = no limit.
+    pub reject_rate: u32,
+    /// Further `CFG_*` bits: what the data path found by probing the kernel.
+    pub kernel_flags: u32,
+    /// Capacities.
+    pub limits: Limits,
+    /// Least time between the end of an apply and the start of the next (B142).
+    pub min_sync: Duration,
+    /// An apply that failed is tried again no later than this; twice this pending means unhealthy (B128, B143).
+    pub sync: Duration,
+}
+
+impl Settings {
+    /// What kube-proxy's defaults mean for a node.
+    #[must_use]
+    pub fn for_node(node_name: &str) -> Self {
+        Self {
+            node_name: node_name.to_owned(),
+            mode: Mode::Iptables,
+            bind_address: None,
+            node_port_addresses: Vec::new(),
+            localhost_node_ports: true,
+            masquerade_all: false,
+            masquerade_local: false,
+            detect: DetectLocal::ClusterCidr(Vec::new()),
+            socket_lb: SocketLb::Host,
+            reject_rate: 1000,
+            kernel_flags: 0,
+            limits: Limits::PRODUCT,
+            min_sync: Duration::from_secs(1),
+            sync: Duration::from_secs(30),
+        }
+    }
+}
+
+/// 127.0.0.0/8.
+#[must_use]
+pub fn loopback4() -> ipnet::Ipv4Net {
+    ipnet::Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)
+}

@@ -1,0 +1,185 @@
+//! Model -> ABI types: the only place where the two meet.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use lb_common::abi::{
+    Addr4, Addr6, BE_IN_CLUSTER, BE_IN_LOCAL, BE_LOCAL, Backend4, Backend6, RangeKey4, RangeKey6,
+    SVC_ADDRESS, SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL, SVC_MASQ_ALL, SVC_RANGES, SvcKey4, SvcKey6, SvcValue,
+};
+
+use super::expand::FrontendKind;
+use super::ids::{FrontendKey, ServiceId};
+use super::select::Selected;
+use super::slots::Range;
+use crate::desired::Desired;
+use crate::model::settings::{Limits, Settings};
+use crate::model::{Family, Policy, ServiceSpec};
+
+/// A table has no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// Bits of a u32 service id in front of the address in range keys.
+const ID_BITS: u32 = 32;
+
+/// A service port in one family: what all its frontends share.
+#[derive(Clone, Copy, Debug)]
+pub struct PortSets {
+    /// Id and generation.
+    pub id: ServiceId,
+    /// Cluster set.
+    pub cluster: Range,
+    /// Local set.
+    pub local: Range,
+    /// Some endpoint anywhere is usable (B46).
+    pub has_any: bool,
+}
+
+/// The value of one frontend (B47-B50, B80, B97).
+#[must_use]
+pub fn svc_value(service: &ServiceSpec, kind: FrontendKind, sets: PortSets, settings: &Settings) -> SvcValue {
+    let bit = |set: bool, bit: u32| if set { bit } else { 0 };
+    let own = match kind {
+        FrontendKind::ClusterIp => {
+            bit(service.internal == Policy::Local, SVC_LOCAL) | bit(settings.masquerade_all, SVC_MASQ_ALL)
+        }
+        FrontendKind::External { filtered } => {
+            SVC_EXTERNAL
+                | bit(service.external_policy() == Policy::Local, SVC_LOCAL)
+                | bit(filtered, SVC_RANGES)
+        }
+    };
+    SvcValue {
+        id: sets.id.id,
+        generation: sets.id.generation,
+        flags: own | bit(sets.has_any, SVC_HAS_ANY),
+        affinity_s: service.affinity_s.unwrap_or(0),
+        cluster_start: sets.cluster.start,
+        cluster_len: sets.cluster.len,
+        local_start: sets.local.start,
+        local_len: sets.local.len,
+    }
+}
+
+/// The value of an active ClusterIP (B91).
+#[must_use]
+pub fn active_value() -> SvcValue {
+    SvcValue { flags: SVC_ADDRESS, ..SvcValue::default() }
+}
+
+/// Puts a frontend into its table.
+///
+/// # Errors
+/// The table of its family holds `limits.frontends` others; nothing was changed.
+pub fn put_service(
+    tables: &mut Desired,
+    key: &FrontendKey,
+    value: SvcValue,
+    limits: &Limits,
+) -> Result<(), Full> {
+    let (port, proto) = (key.port.to_be_bytes(), key.protocol);
+    match key.address {
+        IpAddr::V4(a) => {
+            let key = SvcKey4 { addr: a.octets(), port, proto, _pad: 0 };
+            room(tables.services4.len(), limits.frontends)?;
+            tables.services4.insert(key, value);
+        }
+        IpAddr::V6(a) => {
+            let key = SvcKey6 { addr: a.octets(), port, proto, _pad: 0 };
+            room(tables.services6.len(), limits.frontends)?;
+            tables.services6.insert(key, value);
+        }
+    }
+    Ok(())
+}
+
+/// Puts a backend into its table.
+pub fn put_backend(tables: &mut Desired, id: u32, service: u32, protocol: u8, endpoint: &Selected) {
+    let bit = |set: bool, bit: u8| if set { bit } else { 0 };
+    let flags = bit(endpoint.local, BE_LOCAL)
+        | bit(endpoint.in_cluster, BE_IN_CLUSTER)
+        | bit(endpoint.in_local, BE_IN_LOCAL);
+    let port = endpoint.port.to_be_bytes();
+    match endpoint.address {
+        IpAddr::V4(a) => {
+            let row = Backend4 { addr: a.octets(), port, proto: protocol, flags, service, nexthop: 0 };
+            tables.backends4.insert(id, row);
+        }
+        IpAddr::V6(a) => {
+            let row = Backend6 {
+                addr: a.octets(),
+                port,
+                proto: protocol,
+                flags,
+                service,
+                nexthop: 0,
+                _pad: [0; 4],
+            };
+            tables.backends6.insert(id, row);
+        }
+    }
+}
+
+/// Lets a source prefix pass to the filtered frontends of a service port (B99).
+///
+/// # Errors
+/// The table of its family holds `limits.ranges` others; nothing was changed.
+pub fn put_range(tables: &mut Desired, service: u32, net: &IpNet, limits: &Limits) -> Result<(), Full> {
+    let id = service.to_be_bytes();
+    let length = ID_BITS + u32::from(net.prefix_len());
+    match net {
+        IpNet::V4(n) => {
+            room(tables.ranges4.len(), limits.ranges)?;
+            tables.ranges4.insert((length, RangeKey4 { service: id, addr: n.network().octets() }), 1);
+        }
+        IpNet::V6(n) => {
+            room(tables.ranges6.len(), limits.ranges)?;
+            tables.ranges6.insert((length, RangeKey6 { service: id, addr: n.network().octets() }), 1);
+        }
+    }
+    Ok(())
+}
+
+/// Puts a service CIDR into its table (B92).
+pub fn put_cidr(tables: &mut Desired, net: &IpNet) {
+    let length = u32::from(net.prefix_len());
+    match net {
+        IpNet::V4(n) => tables.cidrs4.insert((length, Addr4 { addr: n.network().octets() }), 1),
+        IpNet::V6(n) => tables.cidrs6.insert((length, Addr6 { addr: n.network().octets() }), 1),
+    };
+}
+
+/// Puts a node address into its table.
+///
+/// # Errors
+/// The table of its family holds `limits.node_addresses` others; nothing was changed.
+pub fn put_node(tables: &mut Desired, address: IpAddr, flags: u32, limits: &Limits) -> Result<(), Full> {
+    match address {
+        IpAddr::V4(a) => {
+            room(tables.node4.len(), limits.node_addresses)?;
+            tables.node4.insert(a.octets(), flags);
+        }
+        IpAddr::V6(a) => {
+            room(tables.node6.len(), limits.node_addresses)?;
+            tables.node6.insert(a.octets(), flags);
+        }
+    }
+    Ok(())
+}
+
+/// Writes the generations of a family.
+pub fn put_generations(
+    tables: &mut Desired,
+    family: Family,
+    generations: &std::collections::BTreeMap<u32, u32>,
+) {
+    match family {
+        Family::V4 => tables.generations4.clone_from(generations),
+        Family::V6 => tables.generations6.clone_from(generations),
+    }
+}
+
+fn room(used: usize, limit: usize) -> Result<(), Full> {
+    if used < limit { Ok(()) } else { Err(Full) }
+}

@@ -1,0 +1,200 @@
+//! The node's own rows: interfaces, node addresses, service CIDRs, and the configuration value.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use lb_common::abi::{
+    CFG_CIDR4, CFG_CIDR6, CFG_DETECT_CIDR4, CFG_DETECT_CIDR6, CFG_DETECT_IF, CFG_MASQ_LOCAL,
+    CFG_REJECT_UNKNOWN, IF_DETECT, IF_L3, IF_POD, Iface, LbConfig, NODE_LOCAL, NODE_NODEPORT, PortRange,
+};
+
+use super::encode::{self, Full};
+use super::issue::{Issue, Severity};
+use super::node::{NodeFacts, first_address};
+use super::snat::snat_pool;
+use crate::desired::Desired;
+use crate::links::{Attachment, Link, NodeNet};
+use crate::model::Family;
+use crate::model::settings::{DetectLocal, Mode, Settings, SocketLb};
+use crate::store::Snapshot;
+
+/// Adds the interfaces (B75, B76, and what MASQUERADE would take for each).
+pub fn add_interfaces(
+    net: &NodeNet,
+    attachments: &BTreeMap<u32, Attachment>,
+    node: &NodeFacts<'_>,
+    settings: &Settings,
+    tables: &mut Desired,
+) {
+    for (index, attachment) in attachments {
+        let Some(link) = net.links.get(index) else { continue };
+        let bridge =
+            link.master.and_then(|m| net.links.get(&m).filter(|l| l.kind == "bridge").map(|l| (m, l)));
+        let bit = |set: bool, bit: u32| if set { bit } else { 0 };
+        let snat = |family| {
+            first_address(link, family)
+                .or_else(|| bridge.and_then(|(_, b)| first_address(b, family)))
+                .or_else(|| node.masquerade_fallback(family))
+        };
+        let row = Iface {
+            flags: bit(attachment.pod_facing, IF_POD)
+                | bit(attachment.l3, IF_L3)
+                | bit(detects(link, bridge.map(|(_, b)| b), &settings.detect), IF_DETECT),
+            master: bridge.map_or(0, |(index, _)| index),
+            snat4: snat(Family::V4).map_or([0; 4], octets4),
+            snat6: snat(Family::V6).map_or([0; 16], octets6),
+            _pad: [0; 4],
+        };
+        tables.interfaces.insert(*index, row);
+    }
+}
+
+fn detects(link: &Link, bridge: Option<&Link>, detect: &DetectLocal) -> bool {
+    match detect {
+        DetectLocal::Bridge(name) => link.name == *name || bridge.is_some_and(|b| b.name == *name),
+        DetectLocal::InterfacePrefix(prefix) => {
+            link.name.starts_with(prefix.as_str())
+                || bridge.is_some_and(|b| b.name.starts_with(prefix.as_str()))
+        }
+        DetectLocal::ClusterCidr(_) | DetectLocal::NodeCidr => false,
+    }
+}
+
+/// Adds the node's addresses (B36-B42).
+pub fn add_addresses(
+    node: &NodeFacts<'_>,
+    settings: &Settings,
+    tables: &mut Desired,
+    issues: &mut Vec<Issue>,
+) {
+    let mut left_out = 0_u32;
+    for address in &node.owned {
+        let flags = NODE_LOCAL | if node.answers_node_ports(*address) { NODE_NODEPORT } else { 0 };
+        left_out += u32::from(encode::put_node(tables, *address, flags, &settings.limits) == Err(Full));
+    }
+    if left_out > 0 {
+        let problem = format!("{left_out} addresses do not fit; NodePorts do not answer on them");
+        let object = format!("Node {}", settings.node_name);
+        issues.push(Issue::new(Severity::Error, object, "", problem, "remove addresses from the node"));
+    }
+}
+
+/// The configuration value; call it last, it looks at the frontends.
+pub fn configure(
+    snapshot: &Snapshot,
+    net: &NodeNet,
+    node: &NodeFacts<'_>,
+    settings: &Settings,
+    tables: &mut Desired,
+    issues: &mut Vec<Issue>,
+) {
+    let node_ports = node_ports(tables);
+    let pool = snat_pool(net, &node_ports);
+    if pool.total == 0 {
+        issues.push(Issue::new(
+            Severity::Error,
+            format!("Node {}", settings.node_name),
+            "net.ipv4.ip_local_port_range",
+            "leaves no port above 1023 to masquerade with; such traffic is dropped",
+            "narrow the range, for example to 32768 60999",
+        ));
+    }
+    let mut config = LbConfig {
+        flags: settings.kernel_flags,
+        nodeports: match (node_ports.first(), node_ports.last()) {
+            (Some(min), Some(max)) => PortRange { min: *min, max: *max },
+            _ => PortRange { min: 1, max: 0 },
+        },
+        snat: pool.ranges,
+        snat_total: pool.total,
+        reject_rate: settings.reject_rate,
+        ..LbConfig::default()
+    };
+    if settings.masquerade_local {
+        config.flags |= CFG_MASQ_LOCAL;
+    }
+    detect_local(&mut config, node, settings);
+    if settings.mode == Mode::Nftables {
+        config.flags |= CFG_REJECT_UNKNOWN;
+        service_cidrs(&mut config, snapshot, tables);
+    }
+    tables.config = config;
+}
+
+/// B73-B78.
+fn detect_local(config: &mut LbConfig, node: &NodeFacts<'_>, settings: &Settings) {
+    let cidrs: &[IpNet] = match &settings.detect {
+        DetectLocal::ClusterCidr(cidrs) => cidrs,
+        DetectLocal::NodeCidr => node.spec.map_or(&[], |n| &n.pod_cidrs),
+        DetectLocal::Bridge(_) | DetectLocal::InterfacePrefix(_) => {
+            config.flags |= CFG_DETECT_IF;
+            &[]
+        }
+    };
+    if let Some(IpNet::V4(net)) = cidrs.iter().find(|n| Family::of_net(n) == Family::V4) {
+        config.flags |= CFG_DETECT_CIDR4;
+        (config.pod_cidr4, config.pod_mask4) = (net.network().octets(), net.netmask().octets());
+    }
+    if let Some(IpNet::V6(net)) = cidrs.iter().find(|n| Family::of_net(n) == Family::V6) {
+        config.flags |= CFG_DETECT_CIDR6;
+        (config.pod_cidr6, config.pod_mask6) = (net.network().octets(), net.netmask().octets());
+    }
+}
+
+/// B92.
+fn service_cidrs(config: &mut LbConfig, snapshot: &Snapshot, tables: &mut Desired) {
+    let all: BTreeSet<IpNet> =
+        snapshot.service_cidrs.values().flat_map(|s| s.cidrs.iter().copied()).collect();
+    all.iter().for_each(|net| encode::put_cidr(tables, net));
+    if let Some(IpNet::V4(net)) = cover(&all, Family::V4) {
+        config.flags |= CFG_CIDR4;
+        (config.svc_cidr4, config.svc_mask4) = (net.network().octets(), net.netmask().octets());
+    }
+    if let Some(IpNet::V6(net)) = cover(&all, Family::V6) {
+        config.flags |= CFG_CIDR6;
+        (config.svc_cidr6, config.svc_mask6) = (net.network().octets(), net.netmask().octets());
+    }
+}
+
+/// The smallest prefix that holds all prefixes of a family.
+fn cover(nets: &BTreeSet<IpNet>, family: Family) -> Option<IpNet> {
+    nets.iter().filter(|n| Family::of_net(n) == family).copied().reduce(|mut cover, net| {
+        while !cover.contains(&net) {
+            match cover.supernet() {
+                Some(wider) => cover = wider,
+                None => break,
+            }
+        }
+        cover
+    })
+}
+
+fn node_ports(tables: &Desired) -> BTreeSet<u16> {
+    let four = tables.services4.keys().filter(|k| k.addr == [0; 4]).map(|k| u16::from_be_bytes(k.port));
+    let six = tables.services6.keys().filter(|k| k.addr == [0; 16]).map(|k| u16::from_be_bytes(k.port));
+    four.chain(six).collect()
+}
+
+/// Adds the namespaces whose sockets are translated (invariant I4).
+pub fn add_namespaces(net: &NodeNet, settings: &Settings, tables: &mut Desired) {
+    match settings.socket_lb {
+        SocketLb::Host => tables.namespaces.insert(net.netns_cookie, 1),
+        SocketLb::All => tables.namespaces.insert(0, 1),
+        SocketLb::Off => None,
+    };
+}
+
+fn octets4(address: IpAddr) -> [u8; 4] {
+    match address {
+        IpAddr::V4(a) => a.octets(),
+        IpAddr::V6(_) => [0; 4],
+    }
+}
+
+fn octets6(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V6(a) => a.octets(),
+        IpAddr::V4(_) => [0; 16],
+    }
+}

@@ -1,0 +1,269 @@
+//! The loop: collect, plan, apply, attach, publish. One task owns the store, the ids and the kernel.
+//!
+//! **Invariants:** nothing is written before every source and the node's network are in sync (B141). The first change
+//! after a quiet time is programmed at once, later ones at least `min_sync` apart (B142). What failed is tried again,
+//! with growing pauses, until it is done (B143). Stopping leaves the kernel as it is (B156).
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
+
+use std::future::Future;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+use tracing::{debug, info, warn};
+
+use crate::kernel::{ApplyReport, AttachReport, Kernel};
+use crate::links::NodeNet;
+use crate::model::settings::Settings;
+use crate::plan::ids::IdTable;
+use crate::plan::select::Place;
+use crate::plan::{Inputs, plan};
+use crate::status::healthcheck::health_checks;
+use crate::status::metrics::Metrics;
+use crate::status::{Status, Tables};
+use crate::store::{Changed, Event, Store};
+
+/// First pause after a failed apply; it doubles up to `Settings::sync`.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// How often flows are swept and counters published.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Why the loop ended by itself.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// A source has ended.
+    #[error("the source of objects has ended")]
+    SourceGone,
+    /// The watch of the node's network has ended.
+    #[error("the watch of the node's network has ended")]
+    NetGone,
+}
+
+/// What the loop works with.
+#[derive(Debug)]
+pub struct Parts<K> {
+    /// The kernel.
+    pub kernel: K,
+    /// Empty store that knows its sources.
+    pub store: Store,
+    /// What the sources say.
+    pub events: mpsc::Receiver<Event>,
+    /// The node's network; the first change is its first full state.
+    pub net: watch::Receiver<NodeNet>,
+    /// How the operator wants it.
+    pub settings: Settings,
+    /// Where to publish.
+    pub status: watch::Sender<Status>,
+    /// Where durations are counted.
+    pub metrics: Metrics,
+    /// A random number: where generations begin.
+    pub seed: u32,
+}
+
+/// Runs until `stop` is done or a source ends.
+///
+/// Plans and system calls run on the calling task: give the runtime a second thread for HTTP.
+///
+/// # Errors
+/// See [`RunError`]; the kernel stays as it is.
+pub async fn run<K: Kernel>(parts: Parts<K>, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+    let mut worker = Worker::new(parts);
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tokio::pin!(stop);
+    loop {
+        let due = worker.due();
+        tokio::select! {
+            () = &mut stop => {
+                info!("Stopping; the data path goes on");
+                return Ok(());
+            }
+            event = worker.events.recv() => worker.take(event.ok_or(RunError::SourceGone)?),
+            changed = worker.net.changed() => {
+                changed.map_err(|_closed| RunError::NetGone)?;
+                worker.net_changed();
+            }
+            () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => worker.cycle(),
+            _ = tick.tick() => worker.tick(),
+        }
+    }
+}
+
+struct Worker<K> {
+    kernel: K,
+    store: Store,
+    events: mpsc::Receiver<Event>,
+    net: watch::Receiver<NodeNet>,
+    net_known: bool,
+    settings: Settings,
+    status: watch::Sender<Status>,
+    metrics: Metrics,
+    ids: IdTable,
+    /// The kernel's tables were read and their ids taken over.
+    restored: bool,
+    dirty: bool,
+    /// No apply before.
+    earliest: Instant,
+    retry: Duration,
+    /// Zero of the clock of the id table.
+    born: Instant,
+}
+
+impl<K: Kernel> Worker<K> {
+    fn new(parts: Parts<K>) -> Self {
+        let Parts { kernel, store, events, net, settings, status, metrics, seed } = parts;
+        let settings = Settings { kernel_flags: kernel.config_flags(), ..settings };
+        status.send_modify(|s| {
+            s.node.clone_from(&settings.node_name);
+            settings.mode.name().clone_into(&mut s.mode);
+            s.version = env!("CARGO_PKG_VERSION");
+            s.sync_period = settings.sync;
+            s.eligible = true;
+            s.awaited = store.awaited().iter().map(|a| format!("{a:?}")).collect();
+        });
+        Self {
+            ids: IdTable::new(&settings.limits, seed),
+            kernel,
+            store,
+            events,
+            net,
+            net_known: false,
+            settings,
+            status,
+            metrics,
+            restored: false,
+            dirty: false,
+            earliest: Instant::now(),
+            retry: FIRST_RETRY,
+            born: Instant::now(),
+        }
+    }
+
+    /// When the next cycle is to begin; `None` = there is nothing to do or something to wait for.
+    fn due(&self) -> Option<Instant> {
+        (self.dirty && self.net_known && self.store.in_sync()).then_some(self.earliest)
+    }
+
+    fn take(&mut self, event: Event) {
+        let mut changed = self.store.take(event);
+        // What waits already is taken in one go: a Service and its slices come together.
+        while let Ok(event) = self.events.try_recv() {
+            let more = self.store.take(event);
+            changed.services += more.services;
+            changed.slices += more.slices;
+            changed.others += more.others;
+        }
+        if changed.any() {
+            self.queue(changed);
+        }
+    }
+
+    fn net_changed(&mut self) {
+        self.net_known = true;
+        self.net.mark_unchanged();
+        self.queue(Changed { others: 1, ..Changed::default() });
+    }
+
+    fn queue(&mut self, changed: Changed) {
+        self.dirty = true;
+        let in_sync = self.store.in_sync();
+        let mut awaited: Vec<String> = self.store.awaited().iter().map(|a| format!("{a:?}")).collect();
+        if !self.net_known {
+            awaited.push("Network".to_owned());
+        }
+        self.status.send_modify(|s| {
+            s.queue(changed);
+            s.in_sync = in_sync && awaited.is_empty();
+            s.awaited = awaited;
+        });
+    }
+
+    /// Plan, apply, attach, publish.
+    fn cycle(&mut self) {
+        if !self.restored && !self.restore() {
+            return;
+        }
+        let started = Instant::now();
+        let now = started.duration_since(self.born);
+        let net = self.net.borrow_and_update().clone();
+        let snapshot = self.store.snapshot();
+        let attachments = self.kernel.attach_set(&net);
+        let inputs =
+            Inputs { snapshot: &snapshot, net: &net, attachments: &attachments, settings: &self.settings };
+        let (desired, issues) = plan(inputs, &mut self.ids, now);
+        let applied = self.kernel.apply(&desired);
+        // An interface without its row would drop what it should masquerade: rows first.
+        let attached = self.kernel.attach(&net, &attachments);
+        debug!(changed = applied.changed, attached = attached.attached, "Applied");
+        let complete = applied.failures.is_empty() && attached.failures.is_empty();
+        if applied.failures.is_empty() {
+            self.ids.applied(self.born.elapsed());
+        }
+        let node = snapshot.nodes.get(&self.settings.node_name);
+        let place = Place { node: &self.settings.node_name, zone: node.map_or("", |n| &n.zone) };
+        let checks = health_checks(&snapshot, place);
+        self.finish(complete);
+        self.metrics.applied_in(started.elapsed().as_secs_f64());
+        self.status.send_modify(|s| {
+            s.eligible = !node.is_some_and(|n| n.leaving);
+            if complete {
+                s.health_checks = checks;
+            }
+            s.applied(applied, attached, Tables::of(&desired), issues);
+        });
+    }
+
+    /// Takes over the ids that the kernel holds; false = it cannot be read, and it is tried again later.
+    fn restore(&mut self) -> bool {
+        match self.kernel.actual() {
+            Ok(actual) => {
+                self.ids.restore(&actual);
+                self.restored = true;
+                info!(
+                    backends = actual.backends4.len() + actual.backends6.len(),
+                    "Took over the kernel's tables"
+                );
+                true
+            }
+            Err(error) => {
+                let failure = ApplyReport { changed: 0, failures: vec![error.to_string()] };
+                let status = self.status.borrow();
+                let (tables, issues) = (status.tables, status.issues.clone());
+                drop(status);
+                self.finish(false);
+                self.status.send_modify(|s| s.applied(failure, AttachReport::default(), tables, issues));
+                false
+            }
+        }
+    }
+
+    /// Sets when the next cycle may begin.
+    fn finish(&mut self, complete: bool) {
+        self.dirty = !complete;
+        if complete {
+            self.retry = FIRST_RETRY;
+            self.earliest = Instant::now() + self.settings.min_sync;
+        } else {
+            warn!(
+                retry_ms = u64::try_from(self.retry.as_millis()).unwrap_or(u64::MAX),
+                "Apply failed, see /status"
+            );
+            self.earliest = Instant::now() + self.retry;
+            self.retry = (self.retry * 2).min(self.settings.sync);
+        }
+    }
+
+    fn tick(&mut self) {
+        self.kernel.sweep();
+        let counters = self.kernel.counters();
+        self.status.send_if_modified(|s| {
+            s.counters = counters;
+            false
+        });
+    }
+}
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

@@ -1,0 +1,231 @@
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::fixture;
+use crate::memory_kernel::MemoryKernel;
+use crate::model::Object;
+use crate::store::Source;
+
+/// A running loop.
+struct Agent {
+    kernel: MemoryKernel,
+    events: mpsc::Sender<Event>,
+    net: watch::Sender<NodeNet>,
+    status: watch::Receiver<Status>,
+    metrics: Metrics,
+    stop: oneshot::Sender<()>,
+    task: tokio::task::JoinHandle<Result<(), RunError>>,
+}
+
+fn start(kernel: MemoryKernel) -> Agent {
+    let (events, event_reader) = mpsc::channel(64);
+    let (net, net_reader) = watch::channel(NodeNet::default());
+    let (status, status_reader) = watch::channel(Status::default());
+    let metrics = Metrics::new(status_reader.clone());
+    let (stop, stopped) = oneshot::channel();
+    let parts = Parts {
+        kernel: kernel.clone(),
+        store: Store::new([Source::Manifests]),
+        events: event_reader,
+        net: net_reader,
+        settings: fixture::settings(),
+        status,
+        metrics: metrics.clone(),
+        seed: 1,
+    };
+    let task = tokio::spawn(run(parts, async move {
+        let _either = stopped.await;
+    }));
+    Agent { kernel, events, net, status: status_reader, metrics, stop, task }
+}
+
+impl Agent {
+    async fn service(&self, name: &str, address: &str) {
+        let object = Object::Service(Arc::new(fixture::service(name, &[address])));
+        self.events.send(Event::Changes(vec![(object.key(), Some(object))])).await.unwrap();
+        self.pause(5).await;
+    }
+
+    async fn in_sync(&self) {
+        self.net.send(fixture::net()).unwrap();
+        self.events.send(Event::InSync(Source::Manifests)).await.unwrap();
+        self.pause(5).await;
+    }
+
+    /// Lets the loop work; time is virtual.
+    async fn pause(&self, milliseconds: u64) {
+        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+    }
+
+    fn applies(&self) -> usize {
+        self.kernel.0.lock().unwrap().applies.len()
+    }
+
+    fn frontends(&self) -> usize {
+        self.kernel.0.lock().unwrap().tables.services4.len()
+    }
+
+    fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn b141_nothing_is_written_before_all_sources_and_the_network_are_known() {
+    let agent = start(MemoryKernel::default());
+    agent.service("a", "10.200.0.1").await;
+    agent.events.send(Event::InSync(Source::Manifests)).await.unwrap();
+    agent.pause(60_000).await;
+    assert_eq!(agent.applies(), 0);
+    assert!(!agent.status().serving && !agent.status().in_sync);
+    assert_eq!(agent.status().awaited, ["Network"]);
+    agent.net.send(fixture::net()).unwrap();
+    agent.pause(5).await;
+    assert_eq!((agent.applies(), agent.frontends()), (1, 2));
+    assert!(agent.status().serving && agent.status().in_sync && agent.status().awaited.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn rows_are_written_before_interfaces_carry_programs() {
+    let agent = start(MemoryKernel::default());
+    agent.in_sync().await;
+    let memory = agent.kernel.0.lock().unwrap();
+    assert_eq!(memory.order, ["actual", "apply", "attach"]);
+    assert_eq!(memory.attached, [2, 4, 5]);
+    assert_ne!(memory.tables.config.flags & 1 << 7, 0, "what probing gave is in the configuration");
+}
+
+#[tokio::test(start_paused = true)]
+async fn b142_the_first_change_is_programmed_at_once_and_later_ones_together() {
+    let agent = start(MemoryKernel::default());
+    agent.in_sync().await;
+    agent.pause(5_000).await;
+    agent.service("a", "10.200.0.1").await;
+    assert_eq!((agent.applies(), agent.frontends()), (2, 2), "at once");
+    agent.service("b", "10.200.0.2").await;
+    agent.service("c", "10.200.0.3").await;
+    assert_eq!(agent.applies(), 2, "not before minSyncPeriod");
+    assert!(agent.status().queued > agent.status().synced);
+    assert_eq!(agent.status().service_pending, 2);
+    agent.pause(1_000).await;
+    assert_eq!((agent.applies(), agent.frontends()), (3, 6));
+    assert!(agent.status().queued <= agent.status().synced);
+    assert_eq!((agent.status().service_pending, agent.status().service_changes), (0, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn b145_a_change_that_changes_nothing_causes_no_apply() {
+    let agent = start(MemoryKernel::default());
+    agent.service("a", "10.200.0.1").await;
+    agent.in_sync().await;
+    agent.pause(5_000).await;
+    let before = agent.applies();
+    agent.service("a", "10.200.0.1").await;
+    agent.pause(5_000).await;
+    assert_eq!(agent.applies(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn b143_a_failed_apply_is_tried_again_with_growing_pauses_until_it_is_done() {
+    let kernel = MemoryKernel::default();
+    kernel.0.lock().unwrap().failing_applies = 3;
+    let agent = start(kernel);
+    agent.service("a", "10.200.0.1").await;
+    agent.in_sync().await;
+    assert!(!agent.status().serving);
+    assert_eq!(agent.status().failures, ["LB_SVC4: full"]);
+    agent.pause(10_000).await;
+    assert!(agent.status().serving && agent.status().failures.is_empty());
+    assert_eq!((agent.status().applies, agent.status().failed_applies, agent.frontends()), (4, 3, 2));
+    let memory = agent.kernel.0.lock().unwrap();
+    let pauses: Vec<u128> = memory.applies.windows(2).map(|w| (w[1] - w[0]).as_millis() / 100).collect();
+    assert_eq!(pauses, [1, 2, 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_attach_is_not_served_and_tried_again() {
+    let kernel = MemoryKernel::default();
+    kernel.0.lock().unwrap().failing_attaches = 1;
+    let agent = start(kernel);
+    agent.in_sync().await;
+    assert!(!agent.status().serving);
+    agent.pause(1_000).await;
+    assert!(agent.status().serving);
+    assert_eq!(agent.status().attached, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tables_that_cannot_be_read_are_not_overwritten() {
+    let kernel = MemoryKernel::default();
+    kernel.0.lock().unwrap().failing_reads = 2;
+    let agent = start(kernel);
+    agent.in_sync().await;
+    assert_eq!(agent.applies(), 0);
+    assert_eq!(agent.status().failures, ["cannot read"]);
+    agent.pause(5_000).await;
+    assert!(agent.status().serving);
+}
+
+#[tokio::test(start_paused = true)]
+async fn b156_a_restart_keeps_every_number_and_stopping_leaves_the_kernel() {
+    let agent = start(MemoryKernel::default());
+    agent.service("a", "10.200.0.1").await;
+    agent.service("b", "10.200.0.2").await;
+    agent.in_sync().await;
+    let before = agent.kernel.0.lock().unwrap().tables.clone();
+    agent.stop.send(()).unwrap();
+    agent.task.await.unwrap().unwrap();
+    assert_eq!(agent.kernel.0.lock().unwrap().tables, before);
+    let again = start(agent.kernel.clone());
+    again.service("b", "10.200.0.2").await;
+    again.service("a", "10.200.0.1").await;
+    again.in_sync().await;
+    assert_eq!(again.kernel.0.lock().unwrap().tables.services4, before.services4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_ends_ends_the_loop() {
+    let agent = start(MemoryKernel::default());
+    drop(agent.events);
+    assert!(matches!(agent.task.await.unwrap(), Err(RunError::SourceGone)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn b131_a_node_that_leaves_is_not_eligible() {
+    let agent = start(MemoryKernel::default());
+    agent.in_sync().await;
+    assert!(agent.status().eligible);
+    let node = Object::Node(Arc::new(crate::model::NodeSpec { leaving: true, ..fixture::node() }));
+    agent.events.send(Event::Changes(vec![(node.key(), Some(node))])).await.unwrap();
+    agent.pause(2_000).await;
+    assert!(!agent.status().eligible);
+}
+
+#[tokio::test(start_paused = true)]
+async fn b137_metrics_show_what_happened() {
+    let agent = start(MemoryKernel::default());
+    agent.service("a", "10.200.0.1").await;
+    agent.in_sync().await;
+    agent.pause(2_000).await;
+    agent.metrics.probed(crate::status::metrics::Probe::Healthz, 200);
+    let text = agent.metrics.text();
+    let value = |start: &str| {
+        let line =
+            text.lines().find(|l| l.starts_with(start)).unwrap_or_else(|| panic!("{start} in\n{text}"));
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    for family in ["IPv4", "IPv6"] {
+        let label = format!("{{ip_family=\"{family}\"}}");
+        let synced = value(&format!("kubeproxy_sync_proxy_rules_last_timestamp_seconds{label}"));
+        let queued = value(&format!("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{label}"));
+        assert!(queued > 1.7e9 && queued <= synced, "{queued} {synced}");
+        assert!(value(&format!("kubeproxy_sync_proxy_rules_duration_seconds_count{label}")) >= 1.0);
+    }
+    assert_eq!(value("kubeproxy_proxy_healthz_total{code=\"200\"}"), 1.0);
+    assert_eq!(value("kubeproxy_sync_proxy_rules_service_changes_total"), 1.0);
+    assert_eq!(value("kubeproxy_sync_proxy_rules_service_changes_pending"), 0.0);
+    assert_eq!(value("lb_drop_no_backend_total"), 3.0);
+    assert_eq!(value("lb_frontends4"), 2.0);
+}

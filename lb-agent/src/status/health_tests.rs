@@ -1,0 +1,99 @@
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+
+use super::*;
+use crate::status::admin;
+
+/// A status that serves, after `change`.
+fn status(change: impl FnOnce(&mut Status)) -> Status {
+    let mut status = Status {
+        serving: true,
+        eligible: true,
+        synced: 1_767_225_600.0,
+        mode: "nftables".to_owned(),
+        sync_period: Duration::from_secs(30),
+        ..Status::default()
+    };
+    change(&mut status);
+    status
+}
+
+/// Status code, headers and body of a request to routes served on a real socket.
+async fn get(
+    status: Status,
+    path: &str,
+    routes: fn(StatusReader, Metrics) -> Router,
+) -> (u16, String, String) {
+    let (_sender, reader) = watch::channel(status);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let metrics = Metrics::new(reader.clone());
+    let server = tokio::spawn(async move { axum::serve(listener, routes(reader, metrics)).await });
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    server.abort();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let code = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (code, head.to_lowercase(), body.to_owned())
+}
+
+async fn codes(change: fn(&mut Status)) -> (u16, u16) {
+    let healthz = get(status(change), "/healthz", routes).await.0;
+    (healthz, get(status(change), "/livez", routes).await.0)
+}
+
+fn ago(seconds: u64) -> Option<Instant> {
+    Instant::now().checked_sub(Duration::from_secs(seconds))
+}
+
+#[tokio::test]
+async fn healthz_is_200_only_when_everything_listed_is_served() {
+    assert_eq!(codes(|_| ()).await, (200, 200));
+    assert_eq!(codes(|s| s.serving = false).await, (503, 200));
+}
+
+#[tokio::test]
+async fn b128_what_waits_longer_than_twice_the_sync_period_is_unhealthy() {
+    assert_eq!(codes(|s| s.pending_since = ago(59)).await, (200, 200));
+    assert_eq!(codes(|s| s.pending_since = ago(61)).await, (503, 503));
+}
+
+#[tokio::test]
+async fn b131_a_leaving_node_fails_healthz_but_not_livez() {
+    assert_eq!(codes(|s| s.eligible = false).await, (503, 200));
+}
+
+#[tokio::test]
+async fn b132_headers_and_body() {
+    let (_, head, body) = get(status(|_| ()), "/healthz", routes).await;
+    assert!(
+        head.contains("content-type: application/json") && head.contains("x-content-type-options: nosniff")
+    );
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((&body["healthy"], &body["nodeEligible"]), (&true.into(), &true.into()));
+    assert_eq!(body["lastUpdated"], body["currentTime"], "now, when the answer is 200");
+    assert_eq!(body["status"]["IPv6"]["lastUpdated"], "2026-01-01T00:00:00Z");
+    let (_, _, body) = get(status(|s| s.eligible = false), "/livez", routes).await;
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert!(body.get("nodeEligible").is_none());
+    let (_, _, body) = get(status(|s| s.serving = false), "/healthz", routes).await;
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(body["lastUpdated"], "2026-01-01T00:00:00Z");
+}
+
+#[tokio::test]
+async fn b136_the_metrics_address() {
+    let (code, head, body) = get(status(|_| ()), "/proxyMode", admin::routes).await;
+    assert_eq!((code, body.as_str()), (200, "nftables"));
+    assert!(head.contains("text/plain") && head.contains("nosniff"));
+    assert_eq!(get(status(|_| ()), "/healthz", admin::routes).await.2, "ok");
+    let (_, _, body) = get(status(|_| ()), "/status", admin::routes).await;
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(body["serving"], true);
+    assert!(get(status(|_| ()), "/metrics", admin::routes).await.2.contains("kubeproxy_sync_proxy_rules"));
+    assert_eq!(get(status(|_| ()), "/other", admin::routes).await.0, 404);
+}

@@ -1,0 +1,119 @@
+//! Health check node ports: one HTTP listener per Service (B117-B127).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderName, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::json;
+
+use super::StatusReader;
+use crate::model::{Policy, ServiceKind};
+use crate::plan::select::{Place, select};
+use crate::store::Snapshot;
+
+/// What one listener answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthCheck {
+    /// Its port.
+    pub port: u16,
+    /// Namespace of the Service.
+    pub namespace: String,
+    /// Name of the Service.
+    pub name: String,
+    /// Distinct addresses of local ready endpoints over all ports (B120).
+    pub local_endpoints: usize,
+}
+
+/// All health check node ports of a snapshot (B117, B120). Pure.
+#[must_use]
+pub fn health_checks(snapshot: &Snapshot, place: Place<'_>) -> Vec<HealthCheck> {
+    let served = snapshot.services.values().filter(|s| {
+        s.ignored.is_none()
+            && s.kind == ServiceKind::LoadBalancer
+            && s.external == Policy::Local
+            && s.health_check_port != 0
+    });
+    let check = |service: &Arc<crate::model::ServiceSpec>| {
+        let slices = snapshot.slices.get(&service.name);
+        let mut local = BTreeSet::new();
+        for port in &service.ports {
+            let id = service.port_id(port);
+            for family in crate::model::Family::ALL {
+                let found = select(&id, family, slices.into_iter().flat_map(|s| s.values()), place);
+                local.extend(found.endpoints.iter().filter(|e| e.local && e.ready).map(|e| e.address));
+            }
+        }
+        HealthCheck {
+            port: service.health_check_port,
+            namespace: service.name.namespace.clone(),
+            name: service.name.name.clone(),
+            local_endpoints: local.len(),
+        }
+    };
+    served.map(check).collect()
+}
+
+/// The addresses to listen on: one for all, since a dual-stack socket serves both families (B127).
+#[must_use]
+pub fn listen_addresses(ports: &BTreeMap<u16, HealthCheck>) -> BTreeMap<u16, SocketAddr> {
+    let any =
+        if dual_stack() { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { IpAddr::from(Ipv4Addr::UNSPECIFIED) };
+    ports.keys().map(|port| (*port, SocketAddr::new(any, *port))).collect()
+}
+
+fn dual_stack() -> bool {
+    std::path::Path::new("/proc/sys/net/ipv6").exists()
+}
+
+/// By port; of two Services with one port the first by name has it.
+#[must_use]
+pub fn by_port(checks: &[HealthCheck]) -> BTreeMap<u16, HealthCheck> {
+    let mut ports = BTreeMap::new();
+    for check in checks {
+        ports.entry(check.port).or_insert_with(|| check.clone());
+    }
+    ports
+}
+
+/// The routes of one port: any path and method (B119).
+pub fn routes(port: u16, status: StatusReader) -> Router {
+    Router::new().fallback(answer).with_state(Listener { port, status })
+}
+
+#[derive(Clone)]
+struct Listener {
+    port: u16,
+    status: StatusReader,
+}
+
+async fn answer(State(listener): State<Listener>) -> Response {
+    let (check, healthy) = {
+        let status = listener.status.borrow();
+        (by_port(&status.health_checks).remove(&listener.port), status.is_healthy(Instant::now()))
+    };
+    let Some(check) = check else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
+    let code =
+        if check.local_endpoints > 0 && healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let headers = [
+        (header::CONTENT_TYPE, "application/json".to_owned()),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
+        (HeaderName::from_static("x-load-balancing-endpoint-weight"), check.local_endpoints.to_string()),
+    ];
+    let body = json!({
+        "service": {"namespace": check.namespace, "name": check.name},
+        "localEndpoints": check.local_endpoints,
+        "serviceProxyHealthy": healthy,
+    });
+    (code, headers, body.to_string()).into_response()
+}
+
+#[cfg(test)]
+#[path = "healthcheck_tests.rs"]
+mod tests;

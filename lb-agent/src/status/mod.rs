@@ -1,0 +1,191 @@
+//! What the outside may know of the agent: written by the loop, read by HTTP and by the health check servers.
+//!
+//! **Invariant:** nothing here is ever fed back into the plan.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
+
+pub mod admin;
+pub mod client;
+pub mod health;
+pub mod healthcheck;
+pub mod metrics;
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::desired::Desired;
+use crate::kernel::{ApplyReport, AttachReport};
+use crate::plan::issue::Issue;
+use crate::status::healthcheck::HealthCheck;
+use crate::store::Changed;
+
+/// The agent at one moment.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// This node.
+    pub node: String,
+    /// The configured mode.
+    pub mode: String,
+    /// Version of the agent.
+    pub version: &'static str,
+    /// Every source has delivered its first full list.
+    pub in_sync: bool,
+    /// Sources that have not.
+    pub awaited: Vec<String>,
+    /// The data path has held everything that was listed, at least once since the start.
+    pub serving: bool,
+    /// The Node takes new traffic of load balancers (B131).
+    pub eligible: bool,
+    /// When the last change was seen, seconds since 1970; 0 = never.
+    pub queued: f64,
+    /// When the last apply without failures ended, seconds since 1970; 0 = never.
+    pub synced: f64,
+    /// Applies that were tried.
+    pub applies: u64,
+    /// Applies that failed, in part or whole.
+    pub failed_applies: u64,
+    /// Why the last apply failed; empty = it did not.
+    pub failures: Vec<String>,
+    /// What is wrong with objects.
+    pub issues: Vec<Issue>,
+    /// Rows of each table.
+    pub tables: Tables,
+    /// Interfaces that carry programs.
+    pub attached: usize,
+    /// Changes seen (B140).
+    pub service_changes: u64,
+    /// As `service_changes`, for EndpointSlices.
+    pub endpoint_changes: u64,
+    /// Changes not yet programmed.
+    pub service_pending: u64,
+    /// As `service_pending`, for EndpointSlices.
+    pub endpoint_pending: u64,
+    /// Counters of the data path.
+    #[serde(serialize_with = "as_map")]
+    pub counters: Vec<(&'static str, u64)>,
+    /// Health check node ports.
+    pub health_checks: Vec<HealthCheck>,
+    /// The first change that is not programmed yet.
+    #[serde(skip)]
+    pub pending_since: Option<Instant>,
+    /// Twice this pending is unhealthy (B128).
+    #[serde(skip)]
+    pub sync_period: Duration,
+}
+
+/// Rows of each table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tables {
+    /// IPv4 frontends, active ClusterIPs included.
+    pub services4: usize,
+    /// IPv6 frontends, active ClusterIPs included.
+    pub services6: usize,
+    /// IPv4 backends.
+    pub backends4: usize,
+    /// IPv6 backends.
+    pub backends6: usize,
+    /// Slots in use or in quarantine.
+    pub slots: usize,
+    /// Source ranges of both families.
+    pub ranges: usize,
+    /// Interfaces.
+    pub interfaces: usize,
+    /// Frontends of Local policy without an endpoint here although there are some elsewhere (B138): internal.
+    pub no_local_internal: usize,
+    /// As `no_local_internal`, external.
+    pub no_local_external: usize,
+}
+
+impl Tables {
+    /// Counts the rows.
+    #[must_use]
+    pub fn of(desired: &Desired) -> Self {
+        use lb_common::abi::{SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL};
+        let starved = |external: u32| {
+            let values = desired.services4.values().chain(desired.services6.values());
+            let without = values.filter(|v| {
+                v.flags & (SVC_LOCAL | SVC_HAS_ANY) == SVC_LOCAL | SVC_HAS_ANY
+                    && v.local_len == 0
+                    && v.flags & SVC_EXTERNAL == external
+            });
+            without.map(|v| v.id).collect::<std::collections::BTreeSet<u32>>().len()
+        };
+        Self {
+            services4: desired.services4.len(),
+            services6: desired.services6.len(),
+            backends4: desired.backends4.len(),
+            backends6: desired.backends6.len(),
+            slots: desired.slots.len(),
+            ranges: desired.ranges4.len() + desired.ranges6.len(),
+            interfaces: desired.interfaces.len(),
+            no_local_internal: starved(0),
+            no_local_external: starved(SVC_EXTERNAL),
+        }
+    }
+}
+
+impl Status {
+    /// No change has waited for longer than twice the sync period (B128).
+    #[must_use]
+    pub fn is_live(&self, now: Instant) -> bool {
+        self.pending_since.is_none_or(|since| now.saturating_duration_since(since) <= self.sync_period * 2)
+    }
+
+    /// The data path serves what was listed (DESIGN section 5.6).
+    #[must_use]
+    pub fn is_healthy(&self, now: Instant) -> bool {
+        self.serving && self.is_live(now)
+    }
+
+    /// A change was seen.
+    pub fn queue(&mut self, changed: Changed) {
+        self.queued = unix_now();
+        self.pending_since.get_or_insert_with(Instant::now);
+        self.service_changes += changed.services;
+        self.service_pending += changed.services;
+        self.endpoint_changes += changed.slices;
+        self.endpoint_pending += changed.slices;
+    }
+
+    /// An apply ended; `complete` = the kernel holds everything.
+    pub fn applied(&mut self, apply: ApplyReport, attach: AttachReport, tables: Tables, issues: Vec<Issue>) {
+        self.applies += 1;
+        self.attached = attach.attached;
+        self.failures = apply.failures.into_iter().chain(attach.failures).collect();
+        self.issues = issues;
+        if !self.failures.is_empty() {
+            self.failed_applies += 1;
+            return;
+        }
+        self.tables = tables;
+        self.serving = true;
+        self.synced = unix_now();
+        self.pending_since = None;
+        self.service_pending = 0;
+        self.endpoint_pending = 0;
+    }
+}
+
+/// A handle for readers.
+pub type StatusReader = watch::Receiver<Status>;
+
+/// Seconds since 1970.
+#[must_use]
+pub fn unix_now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+/// RFC 3339 of seconds since 1970.
+#[must_use]
+pub fn rfc3339(seconds: f64) -> String {
+    jiff::Timestamp::from_duration(jiff::SignedDuration::from_secs_f64(seconds))
+        .map(|t| t.to_string())
+        .unwrap_or_default()
+}
+
+fn as_map<S: serde::Serializer>(list: &[(&'static str, u64)], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(list.iter().map(|(name, value)| (name, value)))
+}
