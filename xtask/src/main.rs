@@ -1,11 +1,15 @@
 //! The developer's door: `cargo xtask COMMAND`. Argument parsing and dispatch only.
 
 mod build;
+mod demo;
 mod elf;
+mod lab;
 mod packages;
 mod paths;
 mod run;
 mod toolchain;
+
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -25,10 +29,47 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Shows a small cluster of network namespaces served by real agents
+    Demo {
+        /// Leaves the cluster standing, and says how to look around
+        #[arg(long)]
+        keep: bool,
+        /// Removes clusters that were kept
+        #[arg(long, conflicts_with = "keep")]
+        remove: bool,
+    },
+    /// The servers of a pod of the lab
+    #[command(hide = true)]
+    Serve {
+        #[arg(long)]
+        pod: String,
+        #[arg(long)]
+        node: String,
+        #[arg(long)]
+        port: u16,
+    },
+    /// The client side of a pod or node of the lab
+    #[command(hide = true)]
+    Worker,
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    let done = dispatch(Cli::parse().command);
+    lab::janitor::clean();
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<()> {
+    match command {
         Command::BuildEbpf { force } => build::ebpf(force).map(drop),
+        Command::Demo { keep, remove } => demo::run(keep, remove),
+        Command::Serve { pod, node, port } => lab::servers::serve(&pod, &node, port),
+        Command::Worker => lab::worker::serve(),
     }
 }

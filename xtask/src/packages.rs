@@ -48,3 +48,24 @@ pub(crate) fn need(wanted: &[(&str, &str)]) -> Result<()> {
 fn cure(programs: &str, packages: &[&str]) -> String {
     format!("missing: {programs}. As root, on Debian: apt-get install -y {}", packages.join(" "))
 }
+
+/// What the namespace clusters and their checks call, with Debian's packages.
+pub(crate) const LAB: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
+    ("bridge", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("unshare", "util-linux"),
+    ("mount", "mount"),
+    ("nft", "nftables"),
+    ("bpftool", "bpftool"),
+];
+
+/// What the conformance kit calls besides.
+pub(crate) const CONFORMANCE: &[(&str, &str)] = &[
+    ("setpriv", "util-linux"),
+    ("ethtool", "ethtool"),
+    ("conntrack", "conntrack"),
+    ("openssl", "openssl"),
+    ("python3", "python3"),
+];
