@@ -7,7 +7,9 @@ mod lab;
 mod packages;
 mod paths;
 mod run;
+mod stack;
 mod toolchain;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -37,6 +39,12 @@ enum Command {
         /// Removes clusters that were kept
         #[arg(long, conflicts_with = "keep")]
         remove: bool,
+    },
+    /// Puts every kernel program before the verifier and compares with lb-ebpf/budget.txt
+    Verify {
+        /// Writes the budget anew
+        #[arg(long)]
+        bless: bool,
     },
     /// The servers of a pod of the lab
     #[command(hide = true)]
@@ -69,6 +77,11 @@ fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::BuildEbpf { force } => build::ebpf(force).map(drop),
         Command::Demo { keep, remove } => demo::run(keep, remove),
+        Command::Verify { bless } => {
+            let outcome = verify::run(bless)?;
+            anyhow::ensure!(outcome.failed == 0, "{} programs out of order", outcome.failed);
+            Ok(())
+        }
         Command::Serve { pod, node, port } => lab::servers::serve(&pod, &node, port),
         Command::Worker => lab::worker::serve(),
     }
