@@ -1,13 +1,16 @@
 //! The developer's door: `cargo xtask COMMAND`. Argument parsing and dispatch only.
 
+mod bench;
 mod build;
 mod demo;
 mod elf;
 mod lab;
+mod netns;
 mod packages;
 mod paths;
 mod run;
 mod stack;
+mod test;
 mod toolchain;
 mod verify;
 
@@ -46,6 +49,21 @@ enum Command {
         #[arg(long)]
         bless: bool,
     },
+    /// Runs the tests, all levels or the named ones, and ends with one line of counts
+    Test {
+        /// Levels to run
+        levels: Vec<test::Level>,
+    },
+    /// Measures
+    Bench {
+        /// What to measure
+        what: Bench,
+    },
+    /// Runs the tests with real sockets alone, against the agent as it was built last
+    Netns {
+        /// Part of the cases' names
+        case: Option<String>,
+    },
     /// The servers of a pod of the lab
     #[command(hide = true)]
     Serve {
@@ -59,6 +77,12 @@ enum Command {
     /// The client side of a pod or node of the lab
     #[command(hide = true)]
     Worker,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Bench {
+    /// Pod to pod without any Service, with and without the agent
+    Direct,
 }
 
 fn main() -> ExitCode {
@@ -80,6 +104,18 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Verify { bless } => {
             let outcome = verify::run(bless)?;
             anyhow::ensure!(outcome.failed == 0, "{} programs out of order", outcome.failed);
+            Ok(())
+        }
+        Command::Test { levels } => test::run(&levels),
+        Command::Bench { what: Bench::Direct } => {
+            build::agent()?;
+            bench::direct(&paths::agent())
+        }
+        Command::Netns { case } => {
+            packages::need(packages::LAB)?;
+            let (passed, failed) = netns::run(&paths::agent(), case.as_deref())?;
+            println!("{passed} passed, {failed} failed, 0 skipped");
+            anyhow::ensure!(failed == 0, "{failed} cases failed");
             Ok(())
         }
         Command::Serve { pod, node, port } => lab::servers::serve(&pod, &node, port),

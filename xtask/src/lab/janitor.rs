@@ -197,8 +197,13 @@ pub(crate) fn sweep(prefixes: &[&str], cgroup_root: &Path, kept: bool) {
     }
     for name in names(&temporary) {
         let folder = temporary.join(name);
-        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-            unmount(&entry.path().join("bpf"));
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        for at in mounts
+            .lines()
+            .filter_map(|line| line.split(' ').nth(1))
+            .filter(|at| Path::new(at).starts_with(&folder))
+        {
+            unmount(Path::new(at));
         }
         fs::remove_dir_all(&folder).ok();
     }

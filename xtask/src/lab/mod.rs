@@ -65,6 +65,17 @@ table inet hostile {
 }
 ";
 
+/// What flannel adds: traffic of pods that leaves the cluster's pods is masqueraded.
+const MASQUERADE_RULES: &str = "
+table inet flannel {
+  chain postrouting {
+    type nat hook postrouting priority srcnat;
+    ip saddr 10.77.0.0/16 ip daddr != { 10.77.0.0/16, 224.0.0.0/4 } masquerade fully-random
+    ip6 saddr fd77::/32 ip6 daddr != { fd77::/32, ff00::/8 } masquerade fully-random
+  }
+}
+";
+
 /// What kind of node the cluster has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
@@ -128,10 +139,11 @@ impl Lab {
         janitor::watch_signals();
         janitor::sweep(&PREFIXES, &node::cgroup_root()?, false);
         let tag = format!("{prefix}-{}", std::process::id());
-        let folder = std::env::temp_dir().join(&tag);
+        let home = std::env::temp_dir().join(&tag);
+        let folder = home.join(format!("{kind:?}").to_lowercase());
         let manifests = folder.join("manifests");
         fs::create_dir_all(&manifests)?;
-        janitor::folder(&folder);
+        janitor::folder(&home);
         let built = Self::build(tag, kind, folder, manifests);
         if built.is_err() {
             janitor::clean();
@@ -201,6 +213,9 @@ impl Lab {
         ip(&own, &["route add default via 192.0.2.1".into(), "route add default via 2001:db8:1::1".into()])?;
         if self.kind != Kind::Friendly {
             run_in(&own, &["nft", "-f", "-"], HOSTILE_RULES)?;
+        }
+        if self.kind == Kind::Overlay {
+            run_in(&own, &["nft", "-f", "-"], MASQUERADE_RULES)?;
         }
         let cidrs = [format!("10.77.{number}.0/24"), format!("fd77:0:0:{number}::/64")];
         self.manifest(&name, &manifests::node(&name, &addresses, &cidrs))?;
@@ -367,6 +382,8 @@ fn namespace(tag: &str, short: &str) -> Result<String> {
     let name = format!("{tag}-{short}");
     crate::run::output(std::process::Command::new("ip").args(["netns", "add", &name]))?;
     janitor::namespace(&name);
+    // a link-local address is no source for neighbour discovery during its first second otherwise
+    sysctl(&name, &[("ipv6/conf/all/accept_dad", "0"), ("ipv6/conf/default/accept_dad", "0")])?;
     ip(&name, &["link set lo up".into()])?;
     Ok(name)
 }
