@@ -46,7 +46,7 @@ pub(crate) fn ebpf(force: bool) -> Result<PathBuf> {
     publish(&built, &object)?;
     let panics = elf::panic_symbols(&fs::read(&object)?).with_context(|| object.display().to_string())?;
     ensure!(panics.is_empty(), "a panic path survived in the kernel programs: {}", panics.join(", "));
-    eprintln!("    {} ({} KiB, no panic symbol)", "target/lb-ebpf.o", fs::metadata(&object)?.len() / 1024);
+    eprintln!("    target/lb-ebpf.o ({} KiB, no panic symbol)", fs::metadata(&object)?.len() / 1024);
     Ok(object)
 }
 

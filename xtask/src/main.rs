@@ -14,6 +14,7 @@ mod test;
 mod toolchain;
 mod verify;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -58,11 +59,17 @@ enum Command {
     Bench {
         /// What to measure
         what: Bench,
+        /// An agent that is built already
+        #[arg(long)]
+        agent: Option<PathBuf>,
     },
-    /// Runs the tests with real sockets alone, against the agent as it was built last
+    /// Runs the tests with real sockets alone
     Netns {
         /// Part of the cases' names
         case: Option<String>,
+        /// An agent that is built already
+        #[arg(long)]
+        agent: Option<PathBuf>,
     },
     /// The servers of a pod of the lab
     #[command(hide = true)]
@@ -107,13 +114,10 @@ fn dispatch(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Test { levels } => test::run(&levels),
-        Command::Bench { what: Bench::Direct } => {
-            build::agent()?;
-            bench::direct(&paths::agent())
-        }
-        Command::Netns { case } => {
+        Command::Bench { what: Bench::Direct, agent } => bench::direct(&built(agent)?),
+        Command::Netns { case, agent } => {
             packages::need(packages::LAB)?;
-            let (passed, failed) = netns::run(&paths::agent(), case.as_deref())?;
+            let (passed, failed) = netns::run(&built(agent)?, case.as_deref())?;
             println!("{passed} passed, {failed} failed, 0 skipped");
             anyhow::ensure!(failed == 0, "{failed} cases failed");
             Ok(())
@@ -121,4 +125,9 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Serve { pod, node, port } => lab::servers::serve(&pod, &node, port),
         Command::Worker => lab::worker::serve(),
     }
+}
+
+/// The agent that was named, or a fresh one.
+fn built(agent: Option<PathBuf>) -> Result<PathBuf> {
+    agent.map_or_else(build::agent, |path| Ok(path.canonicalize()?))
 }

@@ -89,8 +89,6 @@ pub(crate) enum Kind {
 
 /// A pod with its server and its client side.
 pub(crate) struct Pod {
-    /// Its name.
-    pub(crate) name: String,
     /// Index of its node.
     pub(crate) node: usize,
     /// Its network namespace.
@@ -305,10 +303,8 @@ impl Lab {
         BufReader::new(server.stdout.take().context("stdout")?).read_line(&mut line)?;
         ensure!(line.trim() == "listening", "the servers of pod {name} did not start");
         let worker = Worker::start(&own, Some(&workloads))?;
-        self.pods.insert(
-            name.clone(),
-            Pod { name, node: index, namespace: own, device, addresses, worker, server },
-        );
+        self.pods
+            .insert(name.clone(), Pod { node: index, namespace: own, device, addresses, worker, server });
         Ok(())
     }
 
