@@ -65,6 +65,14 @@ pub(crate) fn agent() -> Result<PathBuf> {
     Ok(paths::agent())
 }
 
+/// The agent that was named, or a fresh one.
+///
+/// # Errors
+/// As [`agent`], and when the named one does not exist.
+pub(crate) fn agent_or(named: Option<PathBuf>) -> Result<PathBuf> {
+    named.map_or_else(agent, |path| path.canonicalize().with_context(|| path.display().to_string()))
+}
+
 fn flags(linker: &Path) -> String {
     [
         format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),

@@ -16,21 +16,29 @@ const VIP4: &str = "10.96.0.10:80";
 const VIP6: &str = "[fd96::10]:80";
 const NODE_PORT: u16 = 30080;
 
-/// Builds everything, shows everything. With `keep` the cluster stays; with `remove` kept ones go, and nothing else
-/// is done.
+/// Removes clusters that were kept.
+///
+/// # Errors
+/// When this is not root's session.
+pub(crate) fn remove() -> Result<()> {
+    need_root()?;
+    janitor::sweep(&PREFIXES, &node::cgroup_root()?, true);
+    Ok(())
+}
+
+fn need_root() -> Result<()> {
+    ensure!(is_root(), "the demo makes network namespaces and loads kernel programs: run it as root");
+    Ok(())
+}
+
+/// Builds everything (but an agent that is named), shows everything. With `keep` the cluster stays.
 ///
 /// # Errors
 /// Names the step that failed and where the logs are.
-pub(crate) fn run(keep: bool, remove: bool) -> Result<()> {
-    if !is_root() {
-        bail!("the demo makes network namespaces and loads kernel programs: run it as root");
-    }
-    if remove {
-        janitor::sweep(&PREFIXES, &node::cgroup_root()?, true);
-        return Ok(());
-    }
+pub(crate) fn run(keep: bool, agent: Option<PathBuf>) -> Result<()> {
+    need_root()?;
     packages::need(packages::LAB)?;
-    let agent = build::agent()?;
+    let agent = build::agent_or(agent)?;
     if keep {
         janitor::unleash();
     }

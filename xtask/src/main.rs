@@ -43,6 +43,9 @@ enum Command {
         /// Removes clusters that were kept
         #[arg(long, conflicts_with = "keep")]
         remove: bool,
+        /// An agent that is built already
+        #[arg(long)]
+        agent: Option<PathBuf>,
     },
     /// Puts every kernel program before the verifier and compares with lb-ebpf/budget.txt
     Verify {
@@ -107,17 +110,18 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::BuildEbpf { force } => build::ebpf(force).map(drop),
-        Command::Demo { keep, remove } => demo::run(keep, remove),
+        Command::Demo { remove: true, .. } => demo::remove(),
+        Command::Demo { keep, agent, .. } => demo::run(keep, agent),
         Command::Verify { bless } => {
             let outcome = verify::run(bless)?;
             anyhow::ensure!(outcome.failed == 0, "{} programs out of order", outcome.failed);
             Ok(())
         }
         Command::Test { levels } => test::run(&levels),
-        Command::Bench { what: Bench::Direct, agent } => bench::direct(&built(agent)?),
+        Command::Bench { what: Bench::Direct, agent } => bench::direct(&build::agent_or(agent)?),
         Command::Netns { case, agent } => {
             packages::need(packages::LAB)?;
-            let (passed, failed) = netns::run(&built(agent)?, case.as_deref())?;
+            let (passed, failed) = netns::run(&build::agent_or(agent)?, case.as_deref())?;
             println!("{passed} passed, {failed} failed, 0 skipped");
             anyhow::ensure!(failed == 0, "{failed} cases failed");
             Ok(())
@@ -125,9 +129,4 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Serve { pod, node, port } => lab::servers::serve(&pod, &node, port),
         Command::Worker => lab::worker::serve(),
     }
-}
-
-/// The agent that was named, or a fresh one.
-fn built(agent: Option<PathBuf>) -> Result<PathBuf> {
-    agent.map_or_else(build::agent, |path| Ok(path.canonicalize()?))
 }

@@ -60,6 +60,8 @@ table inet hostile {
   }
   chain output {
     type filter hook output priority filter;
+    # redirects of the node itself, which conntrack calls INVALID by their kind
+    icmpv6 type nd-redirect accept
     ct state invalid counter drop
   }
 }
@@ -156,7 +158,7 @@ impl Lab {
         uplink(&fabric, &outside, &CLIENT.map(String::from))?;
         let mut lines = vec![
             "address add 192.0.2.1/24 dev eth0".to_owned(),
-            "address add 2001:db8:1::1/64 dev eth0 nodad".into(),
+            "address add 2001:db8:1::1/64 dev eth0 nodad preferred_lft 0".into(),
         ];
         for (range, via) in [
             ("203.0.113.0/24", "192.0.2.11"),
@@ -378,8 +380,17 @@ fn namespace(tag: &str, short: &str) -> Result<String> {
     let name = format!("{tag}-{short}");
     crate::run::output(std::process::Command::new("ip").args(["netns", "add", &name]))?;
     janitor::namespace(&name);
-    // a link-local address is no source for neighbour discovery during its first second otherwise
-    sysctl(&name, &[("ipv6/conf/all/accept_dad", "0"), ("ipv6/conf/default/accept_dad", "0")])?;
+    let settings = [
+        // a link-local address is no source for neighbour discovery during its first second otherwise
+        ("ipv6/conf/all/accept_dad", "0"),
+        ("ipv6/conf/default/accept_dad", "0"),
+        // nodes and client share a segment: a redirect would teach the client a way around the node
+        ("ipv6/conf/all/accept_redirects", "0"),
+        ("ipv6/conf/default/accept_redirects", "0"),
+        ("ipv4/conf/all/accept_redirects", "0"),
+        ("ipv4/conf/default/accept_redirects", "0"),
+    ];
+    sysctl(&name, &settings)?;
     ip(&name, &["link set lo up".into()])?;
     Ok(name)
 }
