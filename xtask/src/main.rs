@@ -96,6 +96,7 @@ enum Bench {
 }
 
 fn main() -> ExitCode {
+    run::reach_system_programs();
     let done = dispatch(Cli::parse().command);
     lab::janitor::clean();
     match done {

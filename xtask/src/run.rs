@@ -75,6 +75,19 @@ pub(crate) fn shown(command: &Command) -> String {
     words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
 
+/// Adds the folders of system programs (nft, tc, bpftool) to PATH, which `su` without `-` leaves out.
+///
+/// To be called before any thread is started.
+pub(crate) fn reach_system_programs() {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders =
+        std::env::split_paths(&path).chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(Into::into));
+    if let Ok(path) = std::env::join_paths(folders) {
+        // SAFETY: no other thread exists yet, so nobody reads the environment meanwhile.
+        unsafe { std::env::set_var("PATH", path) };
+    }
+}
+
 /// Whether a program of that name is on PATH.
 pub(crate) fn on_path(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();

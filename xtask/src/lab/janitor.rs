@@ -22,10 +22,17 @@ static LEFTOVERS: Mutex<Option<Leftovers>> = Mutex::new(None);
 static SIGNAL_PIPE: AtomicI32 = AtomicI32::new(-1);
 static KEEP_FOLDERS: AtomicBool = AtomicBool::new(false);
 static LEASHED: AtomicBool = AtomicBool::new(true);
+static STOPPING: AtomicBool = AtomicBool::new(false);
+/// How long a command that is under way may take until nothing new is made.
+const SETTLE: Duration = Duration::from_millis(300);
 /// A file of that name in a cluster's folder: left on purpose.
 const KEPT: &str = "kept";
 
+/// Notes something. While a signal is dealt with, this never returns: nothing new is to be made.
 fn with(action: impl FnOnce(&mut Leftovers)) {
+    while STOPPING.load(Ordering::SeqCst) {
+        std::thread::park();
+    }
     action(lock().get_or_insert_default());
 }
 
@@ -43,17 +50,17 @@ pub(crate) fn ended(pid: u32) {
     with(|left| left.pids.retain(|known| *known != pid as i32));
 }
 
-/// Notes a network namespace.
+/// Notes a network namespace that is about to be made.
 pub(crate) fn namespace(name: &str) {
     with(|left| left.namespaces.push(name.into()));
 }
 
-/// Notes a mount point.
+/// Notes a mount point that is about to be used.
 pub(crate) fn mount(at: &Path) {
     with(|left| left.mounts.push(at.into()));
 }
 
-/// Notes a cgroup; children are to be noted after their parents.
+/// Notes a cgroup that is about to be made; children are to be noted after their parents.
 pub(crate) fn cgroup(at: &Path) {
     with(|left| left.cgroups.push(at.into()));
 }
@@ -87,7 +94,12 @@ pub(crate) fn leashed() -> bool {
 
 /// Removes everything noted so far. May be called again.
 pub(crate) fn clean() {
-    let Some(left) = lock().take() else { return };
+    clean_locked(&mut lock());
+}
+
+/// The lock is held to the end, so that nobody leaves the program in the middle of it.
+fn clean_locked(noted: &mut Option<Leftovers>) {
+    let Some(left) = noted.take() else { return };
     for pid in &left.pids {
         // SAFETY: kill takes numbers; the process was started by us and not yet waited for, so the number is its own.
         unsafe { libc::kill(*pid, libc::SIGKILL) };
@@ -146,7 +158,10 @@ pub(crate) fn watch_signals() {
             let mut number = [0];
             if reader.read_exact(&mut number).is_ok() {
                 eprintln!("\nsignal {}: tidying up", number[0]);
-                clean();
+                STOPPING.store(true, Ordering::SeqCst);
+                std::thread::sleep(SETTLE);
+                let mut noted = lock();
+                clean_locked(&mut noted);
                 std::process::exit(128 + i32::from(number[0]));
             }
         });

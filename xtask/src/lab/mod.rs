@@ -378,8 +378,8 @@ impl Lab {
 
 fn namespace(tag: &str, short: &str) -> Result<String> {
     let name = format!("{tag}-{short}");
-    crate::run::output(std::process::Command::new("ip").args(["netns", "add", &name]))?;
     janitor::namespace(&name);
+    crate::run::output(std::process::Command::new("ip").args(["netns", "add", &name]))?;
     let settings = [
         // a link-local address is no source for neighbour discovery during its first second otherwise
         ("ipv6/conf/all/accept_dad", "0"),

@@ -72,13 +72,13 @@ impl Node {
         let home = folder.join(name);
         let bpffs = home.join("bpf");
         fs::create_dir_all(&bpffs)?;
+        janitor::mount(&bpffs);
         let done = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&bpffs).status()?;
         ensure!(done.success(), "mounting a bpffs at {}", bpffs.display());
-        janitor::mount(&bpffs);
         let cgroup = cgroup_root()?.join(namespace);
         for group in [cgroup.clone(), cgroup.join("workloads"), cgroup.join("agent")] {
-            fs::create_dir_all(&group).with_context(|| group.display().to_string())?;
             janitor::cgroup(&group);
+            fs::create_dir_all(&group).with_context(|| group.display().to_string())?;
         }
         let config = home.join("config.yaml");
         fs::write(&config, configuration)?;
