@@ -100,7 +100,8 @@ fn main() -> ExitCode {
     let done = dispatch(Cli::parse().command);
     lab::janitor::clean();
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE, // counts were printed and are the last line
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -108,26 +109,26 @@ fn main() -> ExitCode {
     }
 }
 
-fn dispatch(command: Command) -> Result<()> {
+/// Whether all that was counted passed.
+fn dispatch(command: Command) -> Result<bool> {
     match command {
+        Command::Test { levels } => return Ok(test::run(&levels)),
         Command::BuildEbpf { force } => build::ebpf(force).map(drop),
         Command::Demo { remove: true, .. } => demo::remove(),
         Command::Demo { keep, agent, .. } => demo::run(keep, agent),
         Command::Verify { bless } => {
             let outcome = verify::run(bless)?;
-            anyhow::ensure!(outcome.failed == 0, "{} programs out of order", outcome.failed);
-            Ok(())
+            return Ok(outcome.failed == 0);
         }
-        Command::Test { levels } => test::run(&levels),
         Command::Bench { what: Bench::Direct, agent } => bench::direct(&build::agent_or(agent)?),
         Command::Netns { case, agent } => {
             packages::need(packages::LAB)?;
             let (passed, failed) = netns::run(&build::agent_or(agent)?, case.as_deref())?;
             println!("{passed} passed, {failed} failed, 0 skipped");
-            anyhow::ensure!(failed == 0, "{failed} cases failed");
-            Ok(())
+            return Ok(failed == 0);
         }
         Command::Serve { pod, node, port } => lab::servers::serve(&pod, &node, port),
         Command::Worker => lab::worker::serve(),
-    }
+    }?;
+    Ok(true)
 }

@@ -17,6 +17,7 @@ pub(crate) mod janitor;
 pub(crate) mod manifests;
 pub(crate) mod netns;
 pub(crate) mod node;
+mod rules;
 pub(crate) mod servers;
 pub(crate) mod worker;
 
@@ -31,6 +32,7 @@ use anyhow::{Context, Result, ensure};
 use self::manifests::{Endpoint, POD_PORT, Service};
 use self::netns::{ip, run_in, sysctl};
 use self::node::Node;
+use self::rules::{HOSTILE_RULES, MASQUERADE_RULES};
 use self::worker::Worker;
 
 /// Prefixes of all names ever given, for the removal of what killed runs left.
@@ -44,39 +46,6 @@ pub(crate) const CLIENT: [&str; 2] = ["192.0.2.100", "2001:db8:1::100"];
 /// Every pod's default gateway; the node's end of each veth has this MAC address.
 const GATEWAY: [&str; 2] = ["169.254.1.1", "fe80::1"];
 const NODE_MAC: &str = "02:00:00:00:00:01";
-
-/// What a CNI with network policies may leave in a node: only what is meant for pods or nodes is forwarded.
-const HOSTILE_RULES: &str = "
-table inet hostile {
-  chain forward {
-    type filter hook forward priority filter; policy drop;
-    ct state invalid counter drop
-    ct state established,related accept
-    meta l4proto { icmp, ipv6-icmp } accept
-    ip daddr { 10.77.0.0/16, 192.0.2.0/24 } accept
-    ip saddr 10.77.0.0/16 accept
-    ip6 daddr { fd77::/32, 2001:db8:1::/64 } accept
-    ip6 saddr fd77::/32 accept
-  }
-  chain output {
-    type filter hook output priority filter;
-    # redirects of the node itself, which conntrack calls INVALID by their kind
-    icmpv6 type nd-redirect accept
-    ct state invalid counter drop
-  }
-}
-";
-
-/// What flannel adds: traffic of pods that leaves the cluster's pods is masqueraded.
-const MASQUERADE_RULES: &str = "
-table inet flannel {
-  chain postrouting {
-    type nat hook postrouting priority srcnat;
-    ip saddr 10.77.0.0/16 ip daddr != { 10.77.0.0/16, 224.0.0.0/4 } masquerade fully-random
-    ip6 saddr fd77::/32 ip6 daddr != { fd77::/32, ff00::/8 } masquerade fully-random
-  }
-}
-";
 
 /// What kind of node the cluster has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
