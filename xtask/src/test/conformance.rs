@@ -39,7 +39,12 @@ fn run_kit() -> Result<Report> {
     need_yaml()?;
     let report = paths::target().join("conformance.json");
     fs::remove_file(&report).ok();
-    let mut child = Command::new("python3")
+    let logs = paths::target().join("conformance");
+    fs::remove_dir_all(&logs).ok();
+    fs::create_dir_all(&logs)?;
+    // when we are ended, the kit gets SIGTERM and tidies up
+    let mut child = Command::new("setpriv")
+        .args(["--pdeathsig", "TERM", "python3"])
         .current_dir(paths::root().join("conformance"))
         .args([
             "-m",
@@ -48,9 +53,11 @@ fn run_kit() -> Result<Report> {
             "lb-agent",
             "--kind",
             "flow,http,sequence,conntrack,sync",
+            "--keep",
             "--agent",
         ])
         .arg(paths::agent())
+        .env("TMPDIR", &logs)
         .arg("--json")
         .arg(&report)
         .spawn()
