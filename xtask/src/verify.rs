@@ -58,7 +58,7 @@ pub(crate) fn run(bless: bool) -> Result<Outcome> {
             }
             Err(error) => {
                 failed += 1;
-                println!("  FAIL  {name} is refused: {error:#}");
+                println!("  FAIL  {name} is refused: {}", shortened(&name, &format!("{error:#}"))?);
             }
         }
     }
@@ -91,6 +91,20 @@ pub(crate) fn run(bless: bool) -> Result<Outcome> {
         println!("  FAIL  {name} is in the budget and not in the object");
     }
     Ok(Outcome { passed, failed })
+}
+
+/// The end of the verifier's words, and where all of them are.
+fn shortened(name: &str, words: &str) -> Result<String> {
+    let folder = paths::target().join("verify");
+    fs::create_dir_all(&folder)?;
+    let log = folder.join(format!("{name}.log"));
+    fs::write(&log, words)?;
+    let lines: Vec<_> = words.lines().collect();
+    let end = lines[lines.len().saturating_sub(8)..].join("\n        ");
+    Ok(format!(
+        "{}\n        {end}\n        all of it: target/verify/{name}.log",
+        lines.first().unwrap_or(&"").chars().take(120).collect::<String>()
+    ))
 }
 
 /// The budget's figure as text, and what is wrong with the cost.
