@@ -266,7 +266,7 @@ impl Lab {
             ],
         )?;
         let workloads = node.workloads();
-        let mut command = netns::command(&own, Some(&workloads), &std::env::current_exe()?)?;
+        let mut command = netns::command(&own, Some(&workloads), Path::new(netns::OWN_PROGRAM))?;
         command.args(["serve", "--pod", &name, "--node", &node.name, "--port", &POD_PORT.to_string()]);
         let mut server = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         janitor::process(server.id());

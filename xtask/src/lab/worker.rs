@@ -78,7 +78,7 @@ impl Worker {
     /// # Errors
     /// When the process can't be started there.
     pub(crate) fn start(namespace: &str, cgroup: Option<&Path>) -> Result<Self> {
-        let mut command = netns::command(namespace, cgroup, &std::env::current_exe()?)?;
+        let mut command = netns::command(namespace, cgroup, Path::new(netns::OWN_PROGRAM))?;
         let mut child = command.arg("worker").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         janitor::process(child.id());
         let (input, output) = (child.stdin.take().context("stdin")?, child.stdout.take().context("stdout")?);
