@@ -1,1 +1,134 @@
-fn main() {}
+//! The developer's door: `cargo xtask COMMAND`. Argument parsing and dispatch only.
+
+mod bench;
+mod build;
+mod demo;
+mod elf;
+mod lab;
+mod netns;
+mod packages;
+mod paths;
+mod run;
+mod stack;
+mod test;
+mod toolchain;
+mod verify;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Builds, shows and tests lb")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Builds the kernel programs into target/lb-ebpf.o, fetching the tools it needs
+    BuildEbpf {
+        /// Builds again although nothing changed
+        #[arg(long)]
+        force: bool,
+    },
+    /// Shows a small cluster of network namespaces served by real agents
+    Demo {
+        /// Leaves the cluster standing, and says how to look around
+        #[arg(long)]
+        keep: bool,
+        /// Removes clusters that were kept
+        #[arg(long, conflicts_with = "keep")]
+        remove: bool,
+        /// An agent that is built already
+        #[arg(long)]
+        agent: Option<PathBuf>,
+    },
+    /// Puts every kernel program before the verifier and compares with lb-ebpf/budget.txt
+    Verify {
+        /// Writes the budget anew
+        #[arg(long)]
+        bless: bool,
+    },
+    /// Runs the tests, all levels or the named ones, and ends with one line of counts
+    Test {
+        /// Levels to run
+        levels: Vec<test::Level>,
+    },
+    /// Measures
+    Bench {
+        /// What to measure
+        what: Bench,
+        /// An agent that is built already
+        #[arg(long)]
+        agent: Option<PathBuf>,
+    },
+    /// Runs the tests with real sockets alone
+    Netns {
+        /// Part of the cases' names
+        case: Option<String>,
+        /// An agent that is built already
+        #[arg(long)]
+        agent: Option<PathBuf>,
+    },
+    /// The servers of a pod of the lab
+    #[command(hide = true)]
+    Serve {
+        #[arg(long)]
+        pod: String,
+        #[arg(long)]
+        node: String,
+        #[arg(long)]
+        port: u16,
+    },
+    /// The client side of a pod or node of the lab
+    #[command(hide = true)]
+    Worker,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Bench {
+    /// Pod to pod without any Service, with and without the agent
+    Direct,
+}
+
+fn main() -> ExitCode {
+    run::reach_system_programs();
+    let done = dispatch(Cli::parse().command);
+    lab::janitor::clean();
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE, // counts were printed and are the last line
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether all that was counted passed.
+fn dispatch(command: Command) -> Result<bool> {
+    match command {
+        Command::Test { levels } => return Ok(test::run(&levels)),
+        Command::BuildEbpf { force } => build::ebpf(force).map(drop),
+        Command::Demo { remove: true, .. } => demo::remove(),
+        Command::Demo { keep, agent, .. } => demo::run(keep, agent),
+        Command::Verify { bless } => {
+            let outcome = verify::run(bless)?;
+            return Ok(outcome.failed == 0);
+        }
+        Command::Bench { what: Bench::Direct, agent } => bench::direct(&build::agent_or(agent)?),
+        Command::Netns { case, agent } => {
+            packages::need(packages::LAB)?;
+            let (passed, failed) = netns::run(&build::agent_or(agent)?, case.as_deref())?;
+            println!("{passed} passed, {failed} failed, 0 skipped");
+            return Ok(failed == 0);
+        }
+        Command::Serve { pod, node, port } => lab::servers::serve(&pod, &node, port),
+        Command::Worker => lab::worker::serve(),
+    }?;
+    Ok(true)
+}

@@ -1,0 +1,96 @@
+//! The kernel programs and the agent, built.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::run::{cargo_program, clean, run, step};
+use crate::{elf, packages, paths, toolchain};
+
+/// Builds target/lb-ebpf.o; cargo does nothing when nothing changed. Returns the object's path.
+///
+/// # Errors
+/// When a tool is missing and can't be had, the build fails, or a panic path survived in the object.
+pub(crate) fn ebpf(force: bool) -> Result<PathBuf> {
+    packages::need(&[("cc", "build-essential")])?;
+    let tools = toolchain::find()?;
+    let home = paths::target().join("ebpf");
+    if force {
+        fs::remove_dir_all(&home).ok();
+    }
+    step("building the kernel programs (lb-ebpf)", || {
+        let mut cargo = clean(&tools.cargo);
+        cargo
+            .current_dir(paths::root().join("lb-ebpf"))
+            .args([
+                "build",
+                "--release",
+                "--bin",
+                "lb-ebpf",
+                "--target",
+                "bpfel-unknown-none",
+                "-Z",
+                "build-std=core",
+            ])
+            .env("RUSTC", &tools.rustc)
+            .env("CARGO_TARGET_DIR", &home)
+            .env("CARGO_ENCODED_RUSTFLAGS", flags(&tools.linker));
+        if tools.bootstrap {
+            cargo.env("RUSTC_BOOTSTRAP", "1");
+        }
+        run(&mut cargo)
+    })?;
+    let built = home.join("bpfel-unknown-none/release/lb-ebpf");
+    let object = paths::object();
+    publish(&built, &object)?;
+    let panics = elf::panic_symbols(&fs::read(&object)?).with_context(|| object.display().to_string())?;
+    ensure!(panics.is_empty(), "a panic path survived in the kernel programs: {}", panics.join(", "));
+    eprintln!("    target/lb-ebpf.o ({} KiB, no panic symbol)", fs::metadata(&object)?.len() / 1024);
+    Ok(object)
+}
+
+/// Builds the kernel programs and then the agent, which embeds them. Returns the agent's path.
+///
+/// # Errors
+/// As [`ebpf`], and when the agent does not build.
+pub(crate) fn agent() -> Result<PathBuf> {
+    ebpf(false)?;
+    step("building lb-agent", || {
+        run(clean(cargo_program())
+            .current_dir(paths::root())
+            .args(["build", "--release", "--package", "lb-agent"])
+            .env("CARGO_TARGET_DIR", paths::target()))
+    })?;
+    Ok(paths::agent())
+}
+
+/// The agent that was named, or a fresh one.
+///
+/// # Errors
+/// As [`agent`], and when the named one does not exist.
+pub(crate) fn agent_or(named: Option<PathBuf>) -> Result<PathBuf> {
+    named.map_or_else(agent, |path| path.canonicalize().with_context(|| path.display().to_string()))
+}
+
+fn flags(linker: &Path) -> String {
+    [
+        format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
+        "-Cdebuginfo=2".into(),
+        "-Ctarget-cpu=v3".into(), // `generic` refuses atomics that return a value, v4 needs Linux 6.6
+        "-Clink-arg=--btf".into(),
+        format!("-Clinker={}", linker.display()),
+    ]
+    .join("\u{1f}")
+}
+
+/// Copies a build's result where others read it; an equal file keeps its time stamp, so nothing is rebuilt for it.
+fn publish(from: &Path, to: &Path) -> Result<()> {
+    let bytes = fs::read(from).with_context(|| from.display().to_string())?;
+    if fs::read(to).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    let fresh = to.with_extension("o.tmp");
+    fs::write(&fresh, bytes)?;
+    fs::rename(&fresh, to).with_context(|| to.display().to_string())
+}

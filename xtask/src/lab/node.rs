@@ -1,0 +1,223 @@
+//! A node of the cluster: its namespace, its cgroup, its bpffs and the agent that runs on it.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::worker::{Answer, Ask, Worker};
+use super::{janitor, netns};
+
+/// Mounts that a node's processes see: /sys of their own namespace, cgroup v2 where the host has it, their bpffs.
+const LAUNCH: &str = r#"
+mount -t sysfs sysfs /sys
+[ "$CGROUP2" = /sys/fs/cgroup ] || { mount -t tmpfs tmpfs /sys/fs/cgroup; mkdir -p "$CGROUP2"; }
+mount -t cgroup2 cgroup2 "$CGROUP2"
+mount --bind "$BPFFS" /sys/fs/bpf
+exec "$@"
+"#;
+
+/// How long an agent may take to be healthy.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// One node.
+pub(crate) struct Node {
+    /// Its name in the cluster.
+    pub(crate) name: String,
+    /// Its network namespace.
+    pub(crate) namespace: String,
+    /// IPv4 and IPv6 address of its uplink.
+    pub(crate) addresses: [String; 2],
+    /// What the agent wrote.
+    pub(crate) log: PathBuf,
+    /// Mount point of its bpffs.
+    pub(crate) bpffs: PathBuf,
+    /// The cgroup of all its processes, pods included.
+    pub(crate) cgroup: PathBuf,
+    /// A process of the node itself that opens sockets.
+    pub(crate) worker: Worker,
+    manifests: PathBuf,
+    config: PathBuf,
+    agent: Option<Child>,
+}
+
+/// Where the cgroup v2 hierarchy is mounted.
+///
+/// # Errors
+/// When it isn't.
+pub(crate) fn cgroup_root() -> Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let found = mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .find(|words| words.get(2) == Some(&"cgroup2"));
+    Ok(found.and_then(|words| words.get(1).copied()).context("no cgroup v2 hierarchy is mounted")?.into())
+}
+
+impl Node {
+    /// Makes cgroup, bpffs and worker of a node whose namespace exists.
+    ///
+    /// # Errors
+    /// When one of them can't be made.
+    pub(crate) fn new(
+        name: &str,
+        namespace: &str,
+        addresses: [String; 2],
+        folder: &Path,
+        manifests: &Path,
+        configuration: &str,
+    ) -> Result<Self> {
+        let home = folder.join(name);
+        let bpffs = home.join("bpf");
+        fs::create_dir_all(&bpffs)?;
+        janitor::mount(&bpffs);
+        let done = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&bpffs).status()?;
+        ensure!(done.success(), "mounting a bpffs at {}", bpffs.display());
+        let cgroup = cgroup_root()?.join(namespace);
+        for group in [cgroup.clone(), cgroup.join("workloads"), cgroup.join("agent")] {
+            janitor::cgroup(&group);
+            fs::create_dir_all(&group).with_context(|| group.display().to_string())?;
+        }
+        let config = home.join("config.yaml");
+        fs::write(&config, configuration)?;
+        Ok(Self {
+            name: name.into(),
+            namespace: namespace.into(),
+            addresses,
+            log: home.join("agent.log"),
+            worker: Worker::start(namespace, Some(&cgroup.join("workloads")))?,
+            bpffs,
+            cgroup,
+            manifests: manifests.into(),
+            config,
+            agent: None,
+        })
+    }
+
+    /// The cgroup for the processes of the node and its pods.
+    pub(crate) fn workloads(&self) -> PathBuf {
+        self.cgroup.join("workloads")
+    }
+
+    fn launch(&self, program: &Path, arguments: &[&str]) -> Result<Command> {
+        let mut command =
+            netns::command(&self.namespace, Some(&self.cgroup.join("agent")), Path::new("unshare"))?;
+        command
+            .args(["--mount", "--propagation", "private", "sh", "-ec", LAUNCH, "sh"])
+            .arg(program)
+            .args(arguments)
+            .env("CGROUP2", cgroup_root()?)
+            .env("BPFFS", &self.bpffs)
+            .stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// The flags by which every subcommand of the agent finds this node's kernel objects.
+    fn places(&self) -> [String; 4] {
+        let text = |path: &Path| path.display().to_string();
+        ["--cgroup".into(), text(&self.cgroup), "--bpffs".into(), text(&self.bpffs)]
+    }
+
+    /// Starts the agent and waits until `/healthz` is 200.
+    ///
+    /// # Errors
+    /// When the agent ends or is not healthy in time; the message holds the end of its log.
+    pub(crate) fn start_agent(&mut self, program: &Path) -> Result<()> {
+        let log = File::options().create(true).append(true).open(&self.log)?;
+        let text = |path: &Path| path.display().to_string();
+        let places = self.places();
+        let (manifests, config) = (text(&self.manifests), text(&self.config));
+        let mut arguments =
+            vec!["run", "--node-name", &self.name, "--manifests", &manifests, "--config", &config];
+        arguments.extend(places.iter().map(String::as_str));
+        let child = self.launch(program, &arguments)?.stdout(log.try_clone()?).stderr(log).spawn()?;
+        janitor::process(child.id());
+        self.agent = Some(child);
+        self.wait_healthy()
+    }
+
+    fn wait_healthy(&mut self) -> Result<()> {
+        let begin = Instant::now();
+        loop {
+            if self.http("127.0.0.1:10256", "/healthz")?.status == 200 {
+                return Ok(());
+            }
+            if let Some(status) =
+                self.agent.as_mut().and_then(|child| child.try_wait().transpose()).transpose()?
+            {
+                janitor::ended(self.agent.take().map_or(0, |child| child.id()));
+                bail!("the agent of {} ended with {status}; its log ends:\n{}", self.name, self.log_end());
+            }
+            if begin.elapsed() > START_LIMIT {
+                bail!(
+                    "the agent of {} isn't healthy after {START_LIMIT:?}; its log ends:\n{}",
+                    self.name,
+                    self.log_end()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn log_end(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(15)..].join("\n")
+    }
+
+    /// Ends the agent with a signal and waits for it. What it programmed stays in the kernel.
+    ///
+    /// # Errors
+    /// When no agent runs, or SIGTERM is not obeyed in 15 s (it is killed then).
+    pub(crate) fn stop_agent(&mut self, signal: libc::c_int) -> Result<()> {
+        let mut child = self.agent.take().context("no agent runs")?;
+        // SAFETY: kill takes numbers; the child was not waited for, so its number is its own.
+        unsafe { libc::kill(child.id() as i32, signal) };
+        let begin = Instant::now();
+        let obeyed = loop {
+            if child.try_wait()?.is_some() {
+                break true;
+            }
+            if begin.elapsed() > Duration::from_secs(15) {
+                child.kill()?;
+                child.wait()?;
+                break false;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        janitor::ended(child.id());
+        ensure!(obeyed, "the agent of {} did not end by signal {signal} in 15 s", self.name);
+        Ok(())
+    }
+
+    /// Runs a subcommand of the agent in the node (`status`, `cleanup`) and returns what it printed.
+    ///
+    /// # Errors
+    /// When it fails; the message holds its standard error.
+    pub(crate) fn agent_command(&self, program: &Path, subcommand: &str) -> Result<String> {
+        let places = self.places();
+        let mut arguments = vec![subcommand];
+        arguments.extend(places.iter().map(String::as_str));
+        crate::run::output(&mut self.launch(program, &arguments)?)
+    }
+
+    /// One HTTP request from the node itself.
+    ///
+    /// # Errors
+    /// When the worker is gone.
+    pub(crate) fn http(&mut self, to: &str, path: &str) -> Result<Answer> {
+        self.worker.ask(&Ask::Http { to: to.parse()?, path: path.into(), mapped: false })
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.agent.take() {
+            janitor::ended(child.id());
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}

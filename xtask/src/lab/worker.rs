@@ -1,0 +1,256 @@
+//! A helper process inside a namespace that opens sockets on request: one JSON line in, one JSON line out.
+//!
+//! Socket programs judge by the process's cgroup, and a connection must outlive its test step, so the client side is
+//! a process of its own. Read [`Ask`] first.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::{janitor, netns};
+
+/// What a worker can be asked for.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub(crate) enum Ask {
+    /// One HTTP request on a connection of its own.
+    Http { to: SocketAddr, path: String, mapped: bool },
+    /// One datagram and its answer; `connected` by connect() and send(), else by sendto() and recvfrom().
+    Udp { to: SocketAddr, connected: bool, mapped: bool },
+    /// Opens a connection that stays, under a name.
+    Open { id: String, to: SocketAddr },
+    /// One line over such a connection and its echo.
+    Say { id: String, text: String },
+    /// Opens a UDP socket that stays.
+    OpenUdp { id: String, to: SocketAddr, connected: bool },
+    /// One datagram from it and the answer.
+    SayUdp { id: String },
+    /// So many bytes there and as many back on a fresh connection, checked byte by byte.
+    Bulk { to: SocketAddr, bytes: usize },
+}
+
+/// What came of it.
+#[derive(Serialize, Deserialize, Clone, Debug, Default)]
+pub(crate) struct Answer {
+    /// The reply's text; for HTTP the body.
+    pub(crate) text: String,
+    /// HTTP status, 0 where there is none.
+    pub(crate) status: u16,
+    /// `ErrorKind` of the failure, `None` = success.
+    pub(crate) error: Option<String>,
+    /// getpeername() of the socket, unmapped.
+    pub(crate) peer: Option<SocketAddr>,
+    /// Source of the datagram that came back, unmapped.
+    pub(crate) from: Option<SocketAddr>,
+    /// Milliseconds it took.
+    pub(crate) millis: u64,
+}
+
+impl Answer {
+    /// Value behind a key of the servers' reply `pod NAME node NODE peer ADDRESS`.
+    pub(crate) fn field(&self, key: &str) -> Option<&str> {
+        let mut words = self.text.split_whitespace();
+        words.by_ref().find(|word| *word == key)?;
+        words.next()
+    }
+
+    /// Name of the pod that answered.
+    pub(crate) fn pod(&self) -> Option<&str> {
+        self.field("pod")
+    }
+}
+
+/// A running worker.
+pub(crate) struct Worker {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Worker {
+    /// Starts one in a namespace and a cgroup.
+    ///
+    /// # Errors
+    /// When the process can't be started there.
+    pub(crate) fn start(namespace: &str, cgroup: Option<&Path>) -> Result<Self> {
+        let mut command = netns::command(namespace, cgroup, Path::new(netns::OWN_PROGRAM))?;
+        let mut child = command.arg("worker").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        janitor::process(child.id());
+        let (input, output) = (child.stdin.take().context("stdin")?, child.stdout.take().context("stdout")?);
+        Ok(Self { child, input, output: BufReader::new(output) })
+    }
+
+    /// Asks and waits for the answer; a refused or lost request is an answer, not an error.
+    ///
+    /// # Errors
+    /// When the worker is gone.
+    pub(crate) fn ask(&mut self, ask: &Ask) -> Result<Answer> {
+        let mut line = serde_json::to_string(ask)? + "\n";
+        self.input.write_all(line.as_bytes()).context("the worker is gone")?;
+        line.clear();
+        if self.output.read_line(&mut line)? == 0 {
+            bail!("the worker ended while it was asked for {ask:?}");
+        }
+        Ok(serde_json::from_str(&line)?)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        janitor::ended(self.child.id());
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// The worker's own main loop: until standard input ends.
+///
+/// # Errors
+/// When a line can't be read or written.
+pub(crate) fn serve() -> Result<()> {
+    let mut sockets = Sockets::default();
+    for line in std::io::stdin().lock().lines() {
+        let ask: Ask = serde_json::from_str(&line?)?;
+        let begin = Instant::now();
+        let mut answer = Answer::default();
+        if let Err(error) = sockets.act(&ask, &mut answer) {
+            answer.error = Some(format!("{:?}", error.kind()));
+            if answer.error.as_deref() == Some("Uncategorized") {
+                answer.error = Some(error.to_string());
+            }
+        }
+        answer.millis = begin.elapsed().as_millis() as u64;
+        println!("{}", serde_json::to_string(&answer)?);
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Sockets {
+    streams: BTreeMap<String, TcpStream>,
+    datagrams: BTreeMap<String, (UdpSocket, SocketAddr, bool)>,
+}
+
+impl Sockets {
+    fn act(&mut self, ask: &Ask, answer: &mut Answer) -> std::io::Result<()> {
+        let missing = || std::io::Error::other("no socket of that name");
+        match ask {
+            Ask::Http { to, path, mapped } => {
+                let mut stream = connect(*to, *mapped)?;
+                answer.peer = stream.peer_addr().ok().map(plain);
+                write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+                let mut text = String::new();
+                stream.read_to_string(&mut text)?;
+                let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+                answer.status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+                answer.text = body.trim_end().into();
+            }
+            Ask::Udp { to, connected, mapped } => {
+                let socket = datagram(*to, *mapped)?;
+                exchange(&socket, if *mapped { map(*to) } else { *to }, *connected, answer)?;
+            }
+            Ask::Open { id, to } => {
+                let stream = connect(*to, false)?;
+                (&stream).write_all(b"ECHO\n")?;
+                answer.text = line(&stream)?;
+                answer.peer = stream.peer_addr().ok().map(plain);
+                self.streams.insert(id.clone(), stream);
+            }
+            Ask::Say { id, text } => {
+                let stream = self.streams.get(id).ok_or_else(missing)?;
+                let mut writer = stream;
+                writeln!(writer, "{text}")?;
+                answer.text = line(stream)?;
+            }
+            Ask::OpenUdp { id, to, connected } => {
+                let socket = datagram(*to, false)?;
+                exchange(&socket, *to, *connected, answer)?;
+                self.datagrams.insert(id.clone(), (socket, *to, *connected));
+            }
+            Ask::SayUdp { id } => {
+                let (socket, to, connected) = self.datagrams.get(id).ok_or_else(missing)?;
+                exchange(socket, *to, *connected, answer)?;
+            }
+            Ask::Bulk { to, bytes } => {
+                let stream = connect(*to, false)?;
+                stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+                bulk(&stream, *bytes)?;
+                answer.text = format!("{bytes} bytes each way");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn connect(to: SocketAddr, mapped: bool) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&if mapped { map(to) } else { to }, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn datagram(to: SocketAddr, mapped: bool) -> std::io::Result<UdpSocket> {
+    let any: SocketAddr =
+        if to.is_ipv6() || mapped { (Ipv6Addr::UNSPECIFIED, 0).into() } else { ([0, 0, 0, 0], 0).into() };
+    let socket = UdpSocket::bind(any)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
+fn exchange(socket: &UdpSocket, to: SocketAddr, connected: bool, answer: &mut Answer) -> std::io::Result<()> {
+    let mut buffer = [0; 2048];
+    let length = if connected {
+        if socket.peer_addr().is_err() {
+            socket.connect(to)?;
+        }
+        answer.peer = socket.peer_addr().ok().map(plain);
+        socket.send(b"who?")?;
+        socket.recv(&mut buffer)?
+    } else {
+        socket.send_to(b"who?", to)?;
+        let (length, from) = socket.recv_from(&mut buffer)?;
+        answer.from = Some(plain(from));
+        length
+    };
+    answer.text = String::from_utf8_lossy(&buffer[..length]).trim_end().into();
+    Ok(())
+}
+
+fn line(mut stream: &TcpStream) -> std::io::Result<String> {
+    let mut text = Vec::new();
+    let mut byte = [0];
+    while text.last() != Some(&b'\n') {
+        stream.read_exact(&mut byte)?;
+        text.extend(byte);
+    }
+    Ok(String::from_utf8_lossy(&text).trim_end().into())
+}
+
+fn bulk(mut stream: &TcpStream, bytes: usize) -> std::io::Result<()> {
+    writeln!(stream, "BULK {bytes}")?;
+    let pattern: Vec<u8> = (0..bytes).map(|i| (i % 251) as u8).collect();
+    stream.write_all(&pattern)?;
+    let mut back = vec![0; bytes];
+    stream.read_exact(&mut back)?;
+    if back == pattern { Ok(()) } else { Err(std::io::Error::other("the bytes that came back differ")) }
+}
+
+/// An IPv4 address as an AF_INET6 socket names it.
+fn map(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V4(v4) => (v4.ip().to_ipv6_mapped(), v4.port()).into(),
+        v6 => v6,
+    }
+}
+
+/// The opposite of [`map`].
+pub(crate) fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

@@ -1,0 +1,30 @@
+//! Where things are in the source tree and below its target folder.
+
+use std::path::PathBuf;
+
+/// Root of the workspace.
+pub(crate) fn root() -> PathBuf {
+    let here = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    here.parent().map_or(here.clone(), PathBuf::from)
+}
+
+/// The target folder; always the workspace's own, because the agent's build embeds the object from there.
+pub(crate) fn target() -> PathBuf {
+    root().join("target")
+}
+
+/// The object with all kernel programs.
+pub(crate) fn object() -> PathBuf {
+    target().join("lb-ebpf.o")
+}
+
+/// The agent as `cargo build --release` leaves it.
+pub(crate) fn agent() -> PathBuf {
+    target().join("release/lb-agent")
+}
+
+/// Tools built for this workspace alone.
+pub(crate) fn tools() -> PathBuf {
+    target().join("tools")
+}

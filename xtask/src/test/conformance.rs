@@ -1,0 +1,196 @@
+//! The conformance kit of conformance/ against the agent, compared with the list of cases that are not reached yet.
+//!
+//! Every case has one right outcome: a failure that is not on the list fails the run, and so does a pass that is.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+use super::Tally;
+use crate::run::output;
+use crate::{packages, paths};
+
+/// The whole kit takes two to three minutes.
+const LIMIT: Duration = Duration::from_secs(15 * 60);
+
+#[derive(Deserialize)]
+struct Report {
+    results: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    id: String,
+    title: String,
+    status: String,
+    #[serde(default)]
+    observed: serde_json::Value,
+    #[serde(default)]
+    note: String,
+}
+
+/// Runs the kit and reads its results.
+fn run_kit() -> Result<Report> {
+    packages::need(packages::CONFORMANCE)?;
+    need_yaml()?;
+    let report = paths::target().join("conformance.json");
+    fs::remove_file(&report).ok();
+    let logs = paths::target().join("conformance");
+    fs::remove_dir_all(&logs).ok();
+    fs::create_dir_all(&logs)?;
+    // when we are ended, the kit gets SIGTERM and tidies up
+    let mut child = Command::new("setpriv")
+        .args(["--pdeathsig", "TERM", "python3"])
+        .current_dir(paths::root().join("conformance"))
+        .args([
+            "-m",
+            "conformance",
+            "--proxy",
+            "lb-agent",
+            "--kind",
+            "flow,http,sequence,conntrack,sync",
+            "--keep",
+            "--agent",
+        ])
+        .arg(paths::agent())
+        .env("TMPDIR", &logs)
+        .arg("--json")
+        .arg(&report)
+        .spawn()
+        .context("starting python3")?;
+    let begin = Instant::now();
+    while child.try_wait()?.is_none() {
+        if begin.elapsed() > LIMIT {
+            // SAFETY: kill takes numbers; the child was not waited for. On SIGTERM the kit removes what it made.
+            unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+            child.wait()?;
+            bail!("the kit was not done after {LIMIT:?}");
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let text = fs::read_to_string(&report).context("the kit wrote no results")?;
+    let report: Report = serde_json::from_str(&text)?;
+    ensure!(!report.results.is_empty(), "the kit ran no case");
+    Ok(report)
+}
+
+/// The level.
+pub(super) fn run() -> Result<Tally> {
+    let list = paths::root().join("lb-agent/tests/conformance-not-reached.txt");
+    let known = parse(&fs::read_to_string(&list).unwrap_or_default())?;
+    let (tally, lines) = judge(&run_kit()?.results, &known);
+    lines.iter().for_each(|line| println!("{line}"));
+    Ok(tally)
+}
+
+/// Ids and reasons; `#` begins a comment.
+fn parse(text: &str) -> Result<BTreeMap<String, String>> {
+    let mut known = BTreeMap::new();
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let (id, reason) =
+            line.split_once(char::is_whitespace).with_context(|| format!("no reason for {line}"))?;
+        known.insert(id.to_owned(), reason.trim().to_owned());
+    }
+    Ok(known)
+}
+
+/// Counts, and a line for everything that did not plainly pass.
+fn judge(results: &[Case], known: &BTreeMap<String, String>) -> (Tally, Vec<String>) {
+    let (mut tally, mut lines) = (Tally::default(), Vec::new());
+    for case in results {
+        let Case { id, title, status, observed, note } = case;
+        match (status.as_str(), known.get(id)) {
+            ("passed", None) => {
+                tally.passed += 1;
+                if !note.is_empty() {
+                    lines.push(format!("  NOTE  {id} {note}"));
+                }
+            }
+            ("passed", Some(_)) => {
+                tally.failed += 1;
+                lines.push(format!(
+                    "  FAIL  {id} passes now: take it off lb-agent/tests/conformance-not-reached.txt"
+                ));
+            }
+            ("skipped", _) => {
+                tally.skipped += 1;
+                lines.push(format!("  SKIP  {id} {note}"));
+            }
+            (_, Some(reason)) => {
+                tally.skipped += 1;
+                lines.push(format!("  SKIP  {id} fails, as known: {reason}"));
+            }
+            (_, None) => {
+                tally.failed += 1;
+                lines.push(format!("  FAIL  {id} {title}: {observed} {note}"));
+            }
+        }
+    }
+    for id in known.keys().filter(|id| results.iter().all(|case| case.id != **id)) {
+        tally.failed += 1;
+        lines.push(format!("  FAIL  {id} is on the list of known failures and no case of the kit"));
+    }
+    (tally, lines)
+}
+
+/// PyYAML for the python3 on PATH, which need not be Debian's.
+fn need_yaml() -> Result<()> {
+    let has = || output(Command::new("python3").args(["-c", "import yaml"])).is_ok();
+    if has() {
+        return Ok(());
+    }
+    eprintln!("==> python3 -m pip install pyyaml (for the conformance kit)");
+    let pip = crate::run::run(Command::new("python3").args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "pyyaml",
+    ]));
+    if pip.is_err() || !has() {
+        packages::apt_install(&["python3-yaml"], "for the conformance kit")?;
+    }
+    ensure!(has(), "the python3 on PATH has no PyYAML: python3 -m pip install pyyaml");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Case, Tally, judge, parse};
+
+    fn case(id: &str, status: &str) -> Case {
+        let text = |text: &str| text.to_owned();
+        Case {
+            id: text(id),
+            title: text("title"),
+            status: text(status),
+            observed: serde_json::Value::Null,
+            note: text(""),
+        }
+    }
+
+    #[test]
+    fn only_expected_outcomes_are_accepted() {
+        let known = parse("# why\nF2 not yet\nF4 not yet\nF9 gone\n").unwrap();
+        let results = [
+            case("F1", "passed"),
+            case("F2", "failed"),
+            case("F3", "failed"),
+            case("F4", "passed"),
+            case("F5", "skipped"),
+        ];
+        let (tally, lines) = judge(&results, &known);
+        assert_eq!(tally, Tally { passed: 1, failed: 3, skipped: 2 });
+        assert_eq!(lines.iter().filter(|line| line.contains("FAIL")).count(), 3);
+    }
+
+    #[test]
+    fn a_known_failure_needs_a_reason() {
+        assert!(parse("F2\n").is_err());
+    }
+}
