@@ -131,15 +131,7 @@ pub fn tc_out<F: LoadAddr>(
             }
         }
         if to & ROLE_BACKEND != 0 {
-            work.key2 = reverse(&packet, POS_OUT);
-            if let Some(table) = find(env, &work.key2, &mut work.value2) {
-                if work.value2.role == Role::DnatReply as u8 && work.value2.flags & CT_MASQ != 0 {
-                    work.flow.of(&work.key2, &work.value2);
-                    return snat(frame, env, config, work, table);
-                }
-            } else if from & ROLE_SNAT != 0 && in_pool(config, packet.sport) {
-                return Step::GuardPort;
-            }
+            return Step::ToBackend;
         }
     }
     if service_address {
@@ -152,6 +144,29 @@ pub fn tc_out<F: LoadAddr>(
         return Step::GuardReply;
     }
     Step::Pass
+}
+
+/// A packet to a backend that has no entry of its own at egress: the first one of a flow that is to be masqueraded, or
+/// one of a flow that is not, or of no flow at all.
+#[inline(always)]
+pub fn to_backend<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+) -> Step {
+    work.key2 = reverse(&work.packet, POS_OUT);
+    if let Some(table) = find(env, &work.key2, &mut work.value2) {
+        if work.value2.role != Role::DnatReply as u8 || work.value2.flags & CT_MASQ == 0 {
+            return Step::Pass;
+        }
+        work.flow.of(&work.key2, &work.value2);
+        return snat(frame, env, config, work, table);
+    }
+    if env.roles(work.packet.src) & ROLE_SNAT == 0 || !in_pool(config, work.packet.sport) {
+        return Step::Pass;
+    }
+    guard_port(frame, env, config, work)
 }
 
 /// A datagram that leaves with a frontend's address and port as its source (a host port in the NodePort range, a
@@ -214,7 +229,7 @@ fn snat<F: LoadAddr>(
 /// A packet of this host, or of another masquerade, with a source port of the pool: takes the port out of the pool
 /// towards this backend by a pass entry, or moves it to another port if a flow of ours has it.
 #[inline(always)]
-pub fn guard_port<F: LoadAddr>(
+fn guard_port<F: LoadAddr>(
     frame: &mut impl Frame,
     env: &mut impl Env<F>,
     config: &LbConfig,
@@ -363,7 +378,7 @@ pub fn walk<F: LoadAddr>(
             Step::NewFlow => new_flow(frame, env, config, work),
             Step::LastWord => last_word(env, config, work),
             Step::GuardReply => guard_reply(env, config, work),
-            Step::GuardPort => guard_port(frame, env, config, work),
+            Step::ToBackend => to_backend(frame, env, config, work),
         };
     }
 }

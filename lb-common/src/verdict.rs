@@ -18,8 +18,8 @@ pub enum Step {
     NewFlow = 2,
     /// [`crate::tc::last_word`].
     LastWord = 3,
-    /// [`crate::tc::guard_port`].
-    GuardPort = 4,
+    /// [`crate::tc::to_backend`].
+    ToBackend = 4,
     /// [`crate::tc::answer`], for `work.reason`.
     Answer = 5,
     /// [`crate::tc::reset`].
@@ -36,7 +36,7 @@ impl Step {
             1 => Step::Drop,
             2 => Step::NewFlow,
             3 => Step::LastWord,
-            4 => Step::GuardPort,
+            4 => Step::ToBackend,
             5 => Step::Answer,
             6 => Step::Reset,
             7 => Step::GuardReply,

@@ -57,7 +57,7 @@ impl Mine for V6 {
 macro_rules! steps {
     (
         $family:ident: $refresh:ident $promote:ident $forget:ident $claim:ident $claim_snat:ident $reserve:ident
-        $new_flow:ident $last_word:ident $guard_port:ident $guard_reply:ident $answer:ident $reset:ident
+        $new_flow:ident $last_word:ident $to_backend:ident $guard_reply:ident $answer:ident $reset:ident
     ) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -129,10 +129,10 @@ macro_rules! steps {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $guard_port(skb: *mut __sk_buff) -> u32 {
+        pub extern "C" fn $to_backend(skb: *mut __sk_buff) -> u32 {
             let (Some(config), Some(scratch)) = (config(), scratch()) else { return 0 };
             let mut frame = SkbFrame::new::<$family>(skb, config);
-            tc::guard_port(&mut frame, &mut BpfEnv, config, $family::mine(scratch)) as u32
+            tc::to_backend(&mut frame, &mut BpfEnv, config, $family::mine(scratch)) as u32
         }
 
         #[unsafe(no_mangle)]
@@ -154,6 +154,6 @@ macro_rules! steps {
 }
 
 steps!(V4: lb_refresh4 lb_promote4 lb_forget4 lb_claim4 lb_claim_snat4 lb_reserve4
-    lb_new_flow4 lb_last_word4 lb_guard_port4 lb_guard_reply4 lb_answer4 lb_reset4);
+    lb_new_flow4 lb_last_word4 lb_to_backend4 lb_guard_reply4 lb_answer4 lb_reset4);
 steps!(V6: lb_refresh6 lb_promote6 lb_forget6 lb_claim6 lb_claim_snat6 lb_reserve6
-    lb_new_flow6 lb_last_word6 lb_guard_port6 lb_guard_reply6 lb_answer6 lb_reset6);
+    lb_new_flow6 lb_last_word6 lb_to_backend6 lb_guard_reply6 lb_answer6 lb_reset6);

@@ -31,6 +31,8 @@ pub fn ingress<const L3: usize>(ctx: &TcContext) -> i32 {
     let skb = ctx.skb.skb;
     // SAFETY: the program's context.
     match unsafe { (*skb).protocol } {
+        // a frame for a VLAN device above, where it is met again without the tag
+        _ if is_tagged(skb) => NEXT,
         ETH_P_IP => carry_out4(Step::of(in4::<L3>(skb)), skb, OUT),
         ETH_P_IPV6 => carry_out6(Step::of(in6::<L3>(skb)), skb, OUT),
         _ => NEXT,
@@ -43,6 +45,7 @@ pub fn egress<const L3: usize>(ctx: &TcContext) -> i32 {
     let skb = ctx.skb.skb;
     // SAFETY: the program's context.
     match unsafe { (*skb).protocol } {
+        _ if is_tagged(skb) => NEXT,
         ETH_P_IP => carry_out4(Step::of(out4::<L3>(skb)), skb, IN),
         ETH_P_IPV6 => carry_out6(Step::of(out6::<L3>(skb)), skb, IN),
         _ => NEXT,
@@ -73,13 +76,19 @@ hooks! {
 }
 
 #[inline(always)]
+fn is_tagged(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the program's context.
+    unsafe { (*skb).vlan_present != 0 }
+}
+
+#[inline(always)]
 fn hook<const L3: usize>(skb: *mut __sk_buff) -> Hook {
     // SAFETY: the program's context.
     unsafe { Hook { l3: L3, ifindex: (*skb).ifindex, ingress_ifindex: (*skb).ingress_ifindex } }
 }
 
 macro_rules! carry_out {
-    ($name:ident $new_flow:ident $last_word:ident $guard_port:ident $guard_reply:ident $answer:ident $reset:ident) => {
+    ($name:ident $new_flow:ident $last_word:ident $to_backend:ident $guard_reply:ident $answer:ident $reset:ident) => {
         /// Carries out a step and those that it leads to; `back` are the flags of a redirect to the sender.
         #[inline(always)]
         fn $name(first: Step, skb: *mut __sk_buff, back: u64) -> i32 {
@@ -89,7 +98,7 @@ macro_rules! carry_out {
             let step = match first {
                 Step::NewFlow => Step::of($new_flow(skb)),
                 Step::LastWord => Step::of($last_word()),
-                Step::GuardPort => Step::of($guard_port(skb)),
+                Step::ToBackend => Step::of($to_backend(skb)),
                 Step::GuardReply => Step::of($guard_reply()),
                 known => known,
             };
@@ -109,5 +118,5 @@ macro_rules! carry_out {
     };
 }
 
-carry_out!(carry_out4 lb_new_flow4 lb_last_word4 lb_guard_port4 lb_guard_reply4 lb_answer4 lb_reset4);
-carry_out!(carry_out6 lb_new_flow6 lb_last_word6 lb_guard_port6 lb_guard_reply6 lb_answer6 lb_reset6);
+carry_out!(carry_out4 lb_new_flow4 lb_last_word4 lb_to_backend4 lb_guard_reply4 lb_answer4 lb_reset4);
+carry_out!(carry_out6 lb_new_flow6 lb_last_word6 lb_to_backend6 lb_guard_reply6 lb_answer6 lb_reset6);
