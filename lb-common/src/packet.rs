@@ -78,20 +78,21 @@ impl<F: Family> Packet<F> {
     }
 }
 
-/// Source and destination address of an IP header at `l3`. `None`: too short.
+/// Reads source and destination address of an IP header at `l3` into `packet`. False: too short.
 #[inline(always)]
-pub fn addresses<F: Family>(frame: &impl Frame, l3: usize) -> Option<(F::Addr, F::Addr)>
-where
-    F: LoadAddr,
-{
-    F::load_addresses(frame, l3 + F::ADDRS)
+pub fn addresses<F: LoadAddr>(frame: &impl Frame, l3: usize, packet: &mut Packet<F>) -> bool {
+    let Some(src) = F::load_address(frame, l3 + F::ADDRS) else { return false };
+    packet.src = src;
+    let Some(dst) = F::load_address(frame, l3 + F::ADDRS + size_of::<F::Addr>()) else { return false };
+    packet.dst = dst;
+    true
 }
 
 /// How the addresses of a family are read: 8 or 32 bytes at once.
 pub trait LoadAddr: Family {
-    /// Source and destination, which lie one behind the other at `off`.
-    fn load_addresses(frame: &impl Frame, off: usize) -> Option<(Self::Addr, Self::Addr)>;
-    /// Writes both.
+    /// The address at `off`.
+    fn load_address(frame: &impl Frame, off: usize) -> Option<Self::Addr>;
+    /// Writes source and destination, which lie one behind the other at `off`.
     fn store_addresses(frame: &mut impl Frame, off: usize, src: Self::Addr, dst: Self::Addr) -> Option<()>;
     /// Protocol, payload offset and fragmentation of the header at `l3`. `None`: malformed, or too many extension
     /// headers, or none that is followed by a payload we know.
@@ -100,8 +101,8 @@ pub trait LoadAddr: Family {
 
 impl LoadAddr for crate::family::V4 {
     #[inline(always)]
-    fn load_addresses(frame: &impl Frame, off: usize) -> Option<(Ip4, Ip4)> {
-        Some((Ip4 { addr: frame.load(off)? }, Ip4 { addr: frame.load(off + 4)? }))
+    fn load_address(frame: &impl Frame, off: usize) -> Option<Ip4> {
+        Some(Ip4 { addr: frame.load(off)? })
     }
 
     #[inline(always)]
@@ -130,8 +131,8 @@ impl LoadAddr for crate::family::V4 {
 
 impl LoadAddr for crate::family::V6 {
     #[inline(always)]
-    fn load_addresses(frame: &impl Frame, off: usize) -> Option<(Ip6, Ip6)> {
-        Some((Ip6 { addr: frame.load(off)? }, Ip6 { addr: frame.load(off + 16)? }))
+    fn load_address(frame: &impl Frame, off: usize) -> Option<Ip6> {
+        Some(Ip6 { addr: frame.load(off)? })
     }
 
     #[inline(always)]
@@ -177,15 +178,22 @@ impl LoadAddr for crate::family::V6 {
     }
 }
 
-/// Parses the packet whose IP header is at `l3` (0 or 14) and whose addresses are known.
+/// Parses the packet whose IP header is at `l3` (0 or 14) into `packet`, whose addresses are already known.
 ///
-/// `None`: malformed, truncated, or a protocol without ports that is not ICMP: not the balancer's business.
+/// False: malformed, truncated, or a protocol without ports that is not ICMP: not the balancer's business, and the
+/// rest of `packet` is not to be used. Not inlined: a BPF stack is small.
+#[inline(never)]
+pub fn parse<F: LoadAddr>(frame: &impl Frame, l3: usize, packet: &mut Packet<F>) -> bool {
+    parse_ports(frame, l3, packet).is_some()
+}
+
 #[inline(always)]
-pub fn parse<F: LoadAddr>(frame: &impl Frame, l3: usize, src: F::Addr, dst: F::Addr) -> Option<Packet<F>> {
+fn parse_ports<F: LoadAddr>(frame: &impl Frame, l3: usize, packet: &mut Packet<F>) -> Option<()> {
     let (proto, l4, fragment) = F::walk(frame, l3)?;
-    let mut packet = Packet { src, dst, sport: [0; 2], dport: [0; 2], proto, kind: 0, fragment, l3, l4 };
+    (packet.proto, packet.fragment) = (proto, fragment);
+    (packet.sport, packet.dport, packet.kind, packet.l3, packet.l4) = ([0; 2], [0; 2], 0, l3, l4);
     if fragment == Fragment::Later {
-        return Some(packet);
+        return Some(());
     }
     match proto {
         TCP | UDP | SCTP => {
@@ -200,5 +208,5 @@ pub fn parse<F: LoadAddr>(frame: &impl Frame, l3: usize, src: F::Addr, dst: F::A
         _ if proto == F::ICMP => [packet.kind] = frame.load(l4)?,
         _ => return None,
     }
-    Some(packet)
+    Some(())
 }

@@ -24,29 +24,32 @@ pub fn tc_in<F: LoadAddr>(
     work: &mut Work<F>,
 ) -> Step {
     let l3 = work.hook.l3;
-    let Some((src, dst)) = addresses::<F>(frame, l3) else { return Step::Pass };
-    let roles = env.roles(dst);
-    let service_address = roles & ROLE_FRONTEND != 0 || F::near_service_cidr(config, dst);
+    if !addresses::<F>(frame, l3, &mut work.packet) {
+        return Step::Pass;
+    }
+    let roles = env.roles(work.packet.dst);
+    let service_address = roles & ROLE_FRONTEND != 0 || F::near_service_cidr(config, work.packet.dst);
     if !service_address && roles & (ROLE_NODEPORT | ROLE_SNAT) == 0 {
         return Step::Pass;
     }
-    let Some(packet) = parse::<F>(frame, l3, src, dst) else { return Step::Pass };
+    if !parse::<F>(frame, l3, &mut work.packet) {
+        return Step::Pass;
+    }
     if !service_address
-        && !(roles & ROLE_NODEPORT != 0 && is_nodeport(config, packet.dport))
-        && !(roles & ROLE_SNAT != 0 && in_pool(config, packet.dport))
+        && !(roles & ROLE_NODEPORT != 0 && is_nodeport(config, work.packet.dport))
+        && !(roles & ROLE_SNAT != 0 && in_pool(config, work.packet.dport))
     {
         return Step::Pass;
     }
-    if packet.fragment == Fragment::Later {
+    if work.packet.fragment == Fragment::Later {
         // no ports, and no memory of the first fragment yet: only a ClusterIP is certainly not for anybody else
-        return match env.service(&F::svc_key(dst, [0; 2], 0)) {
+        return match env.service(&F::svc_key(work.packet.dst, [0; 2], 0)) {
             Some(_) => drop(env, Counter::DropFragment),
             None => Step::Pass,
         };
     }
-    work.packet = packet;
-    if packet.has_ports() {
-        work.key = tuple(&packet, POS_IN);
+    if work.packet.has_ports() {
+        work.key = tuple(&work.packet, POS_IN);
         if let Some(table) = find(env, &work.key, &mut work.value) {
             match follow(env, work, table) {
                 Follow::Rewrite => return finish(frame, env, work),
@@ -56,7 +59,7 @@ pub fn tc_in<F: LoadAddr>(
         }
     }
     // a TCP packet in mid-stream without state may be of a connection that netfilter carries
-    if !packet.begins_flow() || (!packet.has_ports() && !is_echo_request(&packet)) {
+    if !work.packet.begins_flow() || (!work.packet.has_ports() && !is_echo_request(&work.packet)) {
         return Step::Pass;
     }
     Step::NewFlow
@@ -109,20 +112,23 @@ pub fn tc_out<F: LoadAddr>(
     work: &mut Work<F>,
 ) -> Step {
     let l3 = work.hook.l3;
-    let Some((src, dst)) = addresses::<F>(frame, l3) else { return Step::Pass };
-    let (from, to) = (env.roles(src), env.roles(dst));
-    let service_address = to & ROLE_FRONTEND != 0 || F::near_service_cidr(config, dst);
+    if !addresses::<F>(frame, l3, &mut work.packet) {
+        return Step::Pass;
+    }
+    let (from, to) = (env.roles(work.packet.src), env.roles(work.packet.dst));
+    let service_address = to & ROLE_FRONTEND != 0 || F::near_service_cidr(config, work.packet.dst);
     let backend = (from | to) & ROLE_BACKEND != 0;
     if !backend && !service_address && from & (ROLE_FRONTEND | ROLE_NODEPORT) == 0 {
         return Step::Pass;
     }
-    let Some(packet) = parse::<F>(frame, l3, src, dst) else { return Step::Pass };
-    if packet.fragment == Fragment::Later {
+    if !parse::<F>(frame, l3, &mut work.packet) {
         return Step::Pass;
     }
-    work.packet = packet;
-    if backend && packet.has_ports() {
-        work.key = tuple(&packet, POS_OUT);
+    if work.packet.fragment == Fragment::Later {
+        return Step::Pass;
+    }
+    if backend && work.packet.has_ports() {
+        work.key = tuple(&work.packet, POS_OUT);
         if let Some(table) = find(env, &work.key, &mut work.value) {
             match follow(env, work, table) {
                 Follow::Rewrite => return finish(frame, env, work),
@@ -137,9 +143,9 @@ pub fn tc_out<F: LoadAddr>(
     if service_address {
         return Step::LastWord;
     }
-    if packet.proto == UDP
+    if work.packet.proto == UDP
         && from & (ROLE_FRONTEND | ROLE_NODEPORT) != 0
-        && (from & ROLE_FRONTEND != 0 || is_nodeport(config, packet.sport))
+        && (from & ROLE_FRONTEND != 0 || is_nodeport(config, work.packet.sport))
     {
         return Step::GuardReply;
     }

@@ -6,7 +6,7 @@ use crate::counter::Counter;
 use crate::env::{Env, Insert, Table, Work};
 use crate::family::Family;
 use crate::flow::{Flow, Role, is_closed};
-use crate::packet::{ACK, FIN, Packet, RST, SCTP, SYN, TCP, UDP};
+use crate::packet::{ACK, FIN, RST, SCTP, SYN, TCP, UDP};
 
 /// Ticks after which an answered UDP flow counts as a stream (netfilter's rule: 2 s).
 const STREAM_TICKS: u32 = 2;
@@ -50,7 +50,7 @@ pub fn follow<F: Family>(
     work: &mut Work<F>,
     table: Table,
 ) -> Follow {
-    let packet = work.packet;
+    let (proto, kind) = (work.packet.proto, work.packet.kind);
     let tick = crate::env::ticks(env.now_ns());
     let flags = work.value.flags;
     if flags & (CT_PASS | CT_XDP) != 0 {
@@ -60,12 +60,12 @@ pub fn follow<F: Family>(
         return Follow::Pass;
     }
     let role = Role::of(work.value.role);
-    let syn = packet.proto == TCP && packet.kind & (SYN | ACK) == SYN;
+    let syn = proto == TCP && kind & (SYN | ACK) == SYN;
     // a generation says whether the endpoint still serves: asked for UDP, young TCP and every SYN, not for
     // established TCP data, which keeps its pod while that terminates
-    if role == Role::DnatForward && (packet.proto == UDP || syn || table == Table::Young) {
+    if role == Role::DnatForward && (proto == UDP || syn || table == Table::Young) {
         let stale = env.generation(work.value.backend) != work.value.generation;
-        if stale || (packet.begins_flow() && packet.proto != UDP && is_closed(flags)) {
+        if stale || (work.packet.begins_flow() && proto != UDP && is_closed(flags)) {
             if stale {
                 env.count(Counter::FlowMovedBackend);
             }
@@ -74,7 +74,7 @@ pub fn follow<F: Family>(
             return Follow::Anew;
         }
     }
-    let mut set = state_bits(&packet, role) & !flags;
+    let mut set = state_bits(proto, kind, role) & !flags;
     let mut clear = 0;
     if work.value.last_tick != tick && flags & CT_RST != 0 && set & CT_RST == 0 {
         clear = CT_RST; // the flow lives: that reset was not believed
@@ -90,7 +90,7 @@ pub fn follow<F: Family>(
             return Follow::Anew;
         }
     }
-    if table == Table::Young && !role.is_reply() && flags & CT_REPLIED != 0 && is_ripe(&packet, &work.value, tick) {
+    if table == Table::Young && !role.is_reply() && flags & CT_REPLIED != 0 && is_ripe(proto, kind, tick.wrapping_sub(work.value.born_tick)) {
         work.flow.of(&work.key, &work.value);
         work.flow.last_tick = tick;
         env.promote(work);
@@ -100,21 +100,21 @@ pub fn follow<F: Family>(
 
 /// `CT_*` bits that a packet sets.
 #[inline(always)]
-fn state_bits<F: Family>(packet: &Packet<F>, role: Role) -> u16 {
+fn state_bits(proto: u8, kind: u8, role: Role) -> u16 {
     let mut bits = 0;
     if role.is_reply() {
         bits |= CT_REPLIED;
     }
-    if packet.proto == TCP {
-        if packet.kind & FIN != 0 {
+    if proto == TCP {
+        if kind & FIN != 0 {
             bits |= if role.is_reply() { CT_FIN_BACKEND } else { CT_FIN_CLIENT };
         }
-        if packet.kind & RST != 0 {
+        if kind & RST != 0 {
             bits |= CT_RST;
         }
     }
     // ABORT, SHUTDOWN COMPLETE (RFC 9260 section 3.2)
-    if packet.proto == SCTP && (packet.kind == 6 || packet.kind == 14) {
+    if proto == SCTP && (kind == 6 || kind == 14) {
         bits |= CT_RST;
     }
     bits
@@ -122,10 +122,10 @@ fn state_bits<F: Family>(packet: &Packet<F>, role: Role) -> u16 {
 
 /// A packet of the client that follows an answer: the third of a TCP handshake, or of a UDP stream.
 #[inline(always)]
-fn is_ripe<F: Family>(packet: &Packet<F>, value: &CtValue<F>, tick: u32) -> bool {
-    match packet.proto {
-        TCP => packet.kind & (SYN | ACK | RST) == ACK,
-        UDP => tick.wrapping_sub(value.born_tick) >= STREAM_TICKS,
+fn is_ripe(proto: u8, kind: u8, age: u32) -> bool {
+    match proto {
+        TCP => kind & (SYN | ACK | RST) == ACK,
+        UDP => age >= STREAM_TICKS,
         _ => true,
     }
 }

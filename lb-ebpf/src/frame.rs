@@ -4,7 +4,7 @@ use core::arch::asm;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::{
-    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data,
     bpf_skb_store_bytes,
 };
 use lb_common::abi::{CFG_CSUM_IPV6, LbConfig};
@@ -17,7 +17,7 @@ const BPF_F_IPV6: u64 = 1 << 7;
 /// No header that we look at begins further in.
 const FAR: usize = 320;
 
-/// An skb. Reads go straight to packet memory, writes through helpers, which know about offloaded checksums, clones
+/// An skb. Reads go straight to packet memory (headers that are not there are pulled in first), writes through helpers, which know about offloaded checksums, clones
 /// and fragments.
 pub struct SkbFrame {
     skb: *mut __sk_buff,
@@ -114,15 +114,16 @@ impl Frame for SkbFrame {
             return None;
         }
         let (data, end) = self.bounds();
-        let start = data + off;
-        if start + N <= end {
-            // SAFETY: [start, start + N) is inside the packet, just compared.
-            return Some(unsafe { read(start) });
+        let mut off = off as u64;
+        // SAFETY: changes nothing, off is at most FAR; it shows that to the verifier in the register that is used,
+        // where the compiler may have checked another one.
+        unsafe { asm!("{0} &= 0x1ff", inout(reg) off, options(pure, nomem, nostack)) };
+        let start = data + off as usize;
+        if start + N > end {
+            return None;
         }
-        let mut bytes = [0u8; N];
-        // SAFETY: the destination is N bytes of ours; the helper checks the source.
-        let failed = unsafe { bpf_skb_load_bytes(self.skb.cast(), off as u32, bytes.as_mut_ptr().cast(), N as u32) };
-        (failed == 0).then_some(bytes)
+        // SAFETY: [start, start + N) is inside the packet, just compared.
+        Some(unsafe { read(start) })
     }
 
     #[inline(always)]
