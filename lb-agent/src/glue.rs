@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
+use lb_common::counter::Counter;
 use tokio::sync::watch;
 use tracing::{error, warn};
 
@@ -105,8 +106,7 @@ impl Kernel for NodeKernel {
     }
 
     fn config_flags(&self) -> u32 {
-        // CFG_CSUM_IPV6 (kernel 6.16) is not probed yet.
-        0
+        self.datapath.config_flags()
     }
 
     fn actual(&mut self) -> Result<Desired, KernelError> {
@@ -126,8 +126,13 @@ impl Kernel for NodeKernel {
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        // AT MERGE: names of the rows of LB_COUNTERS come from lb-common.
-        Vec::new()
+        match self.datapath.counters() {
+            Ok(rows) => Counter::ALL.iter().map(|counter| counter.name()).zip(rows).collect(),
+            Err(error) => {
+                warn!(%error, "The counters cannot be read");
+                Vec::new()
+            }
+        }
     }
 
     fn sweep(&mut self) {

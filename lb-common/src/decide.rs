@@ -172,7 +172,9 @@ pub fn decide<F: Family>(
         };
     }
     let id = select(env, service, &client, &set);
-    let Some(backend) = env.backend(id) else { return Decision::refusal(Outcome::Drop, Counter::DropNoBackend) };
+    let Some(backend) = env.backend(id) else {
+        return Decision::refusal(Outcome::Drop, Counter::DropNoBackend);
+    };
     let generation = env.generation(id);
     let masquerade = masquerade(config, service, client, source, &backend);
     Decision { outcome: Outcome::Deliver, reason: Counter::NewFlow, backend, id, generation, masquerade }

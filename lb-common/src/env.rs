@@ -52,7 +52,12 @@ pub trait Env<F: Family> {
     /// Remembers it.
     fn set_affinity(&mut self, key: &F::AffKey, value: &AffValue);
     /// Runs `f` on an entry of a table, in place. `None`: no such entry.
-    fn flow_with<R>(&mut self, table: Table, key: &CtKey<F>, f: impl FnOnce(&mut CtValue<F>) -> R) -> Option<R>;
+    fn flow_with<R>(
+        &mut self,
+        table: Table,
+        key: &CtKey<F>,
+        f: impl FnOnce(&mut CtValue<F>) -> R,
+    ) -> Option<R>;
     /// Adds an entry unless its key is taken.
     fn flow_insert(&mut self, table: Table, key: &CtKey<F>, value: &CtValue<F>) -> Insert;
     /// Deletes an entry; one that is not there is fine.

@@ -166,7 +166,13 @@ impl Family for V4 {
     }
     #[inline(always)]
     fn backend(row: &Backend4) -> Backend<V4> {
-        Backend { addr: row.addr.into(), port: row.port, proto: row.proto, flags: row.flags, nexthop: row.nexthop }
+        Backend {
+            addr: row.addr.into(),
+            port: row.port,
+            proto: row.proto,
+            flags: row.flags,
+            nexthop: row.nexthop,
+        }
     }
     #[inline(always)]
     fn wide(addr: Ip4) -> Ip6 {
@@ -192,7 +198,8 @@ impl Family for V4 {
     }
     #[inline(always)]
     fn pod_by_source(config: &LbConfig, addr: Ip4) -> Option<bool> {
-        (config.flags & CFG_DETECT_CIDR4 != 0).then(|| in_prefix4(addr.addr, config.pod_cidr4, config.pod_mask4))
+        (config.flags & CFG_DETECT_CIDR4 != 0)
+            .then(|| in_prefix4(addr.addr, config.pod_cidr4, config.pod_mask4))
     }
     #[inline(always)]
     fn near_service_cidr(config: &LbConfig, addr: Ip4) -> bool {
@@ -222,7 +229,13 @@ impl Family for V6 {
     }
     #[inline(always)]
     fn backend(row: &Backend6) -> Backend<V6> {
-        Backend { addr: row.addr.into(), port: row.port, proto: row.proto, flags: row.flags, nexthop: row.nexthop }
+        Backend {
+            addr: row.addr.into(),
+            port: row.port,
+            proto: row.proto,
+            flags: row.flags,
+            nexthop: row.nexthop,
+        }
     }
     #[inline(always)]
     fn wide(addr: Ip6) -> Ip6 {
@@ -248,7 +261,8 @@ impl Family for V6 {
     }
     #[inline(always)]
     fn pod_by_source(config: &LbConfig, addr: Ip6) -> Option<bool> {
-        (config.flags & CFG_DETECT_CIDR6 != 0).then(|| in_prefix6(addr.addr, config.pod_cidr6, config.pod_mask6))
+        (config.flags & CFG_DETECT_CIDR6 != 0)
+            .then(|| in_prefix6(addr.addr, config.pod_cidr6, config.pod_mask6))
     }
     #[inline(always)]
     fn near_service_cidr(config: &LbConfig, addr: Ip6) -> bool {

@@ -13,8 +13,8 @@
 //! *Involution*: the twin of an entry is the reverse of its new tuple at the other position; a pair is valid exactly
 //! when the twin's new tuple is the reverse of the entry's key.
 
-use crate::abi::{CT_MASQ, CT_PASS, CT_RST, CtKey, CtValue, POS_IN, POS_OUT};
 use crate::abi::{CT_FIN_BACKEND, CT_FIN_CLIENT};
+use crate::abi::{CT_MASQ, CT_PASS, CT_RST, CtKey, CtValue, POS_IN, POS_OUT};
 use crate::csum;
 use crate::family::Family;
 
@@ -187,19 +187,23 @@ impl<F: Family> Flow<F> {
         match role {
             Role::DnatForward => {
                 (value.src, value.dst, value.aux_addr) = (self.client, self.backend, self.snat);
-                (value.sport, value.dport, value.aux_port) = (self.moved_port, self.backend_port, self.snat_port);
+                (value.sport, value.dport, value.aux_port) =
+                    (self.moved_port, self.backend_port, self.snat_port);
             }
             Role::DnatReply => {
                 (value.src, value.dst, value.aux_addr) = (self.frontend, self.client, self.snat);
-                (value.sport, value.dport, value.aux_port) = (self.frontend_port, self.client_port, self.snat_port);
+                (value.sport, value.dport, value.aux_port) =
+                    (self.frontend_port, self.client_port, self.snat_port);
             }
             Role::SnatForward => {
                 (value.src, value.dst, value.aux_addr) = (self.snat, self.backend, self.frontend);
-                (value.sport, value.dport, value.aux_port) = (self.snat_port, self.backend_port, self.frontend_port);
+                (value.sport, value.dport, value.aux_port) =
+                    (self.snat_port, self.backend_port, self.frontend_port);
             }
             Role::SnatReply => {
                 (value.src, value.dst, value.aux_addr) = (self.backend, self.client, self.frontend);
-                (value.sport, value.dport, value.aux_port) = (self.backend_port, self.moved_port, self.frontend_port);
+                (value.sport, value.dport, value.aux_port) =
+                    (self.backend_port, self.moved_port, self.frontend_port);
             }
         }
         value.addr_delta = csum::addr_delta::<F>([key.src, key.dst], [value.src, value.dst]);
@@ -227,9 +231,15 @@ impl<F: Family> Flow<F> {
             return false;
         }
         match role {
-            Role::DnatForward => value.dst == self.backend && value.dport == self.backend_port && value.sport == self.moved_port,
+            Role::DnatForward => {
+                value.dst == self.backend
+                    && value.dport == self.backend_port
+                    && value.sport == self.moved_port
+            }
             Role::DnatReply => {
-                value.src == self.frontend && value.sport == self.frontend_port && value.dport == self.client_port
+                value.src == self.frontend
+                    && value.sport == self.frontend_port
+                    && value.dport == self.client_port
             }
             Role::SnatForward => value.src == self.snat && value.sport == self.snat_port,
             Role::SnatReply => value.dst == self.client && value.dport == self.moved_port,

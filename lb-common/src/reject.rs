@@ -54,7 +54,11 @@ pub fn port_unreachable<F: LoadAddr>(
         frame.resize(l3 + 48 + QUOTE)?;
         // pseudo-header: addresses, length, protocol (RFC 8200 section 8.1)
         let length = (8 + taken) as u16;
-        let sum = sum + F::sum(from) + F::sum(packet.src) + pseudo(length, F::ICMP) + u16::from_ne_bytes([1, 4]) as u32;
+        let sum = sum
+            + F::sum(from)
+            + F::sum(packet.src)
+            + pseudo(length, F::ICMP)
+            + u16::from_ne_bytes([1, 4]) as u32;
         let [c0, c1] = (!fold(sum)).to_ne_bytes();
         let [l0, l1] = length.to_be_bytes();
         frame.store(l3, &[0x60, 0, 0, 0, l0, l1, F::ICMP, 64])?;
@@ -106,8 +110,10 @@ pub fn tcp_reset<F: LoadAddr>(frame: &mut impl Frame, packet: &Packet<F>) -> Opt
     let header = if F::V6 { 40 } else { 20 };
     frame.resize(l3 + header + 20)?;
     let ([s0, s1], [d0, d1]) = (packet.dport, packet.sport);
-    let mut segment =
-        [s0, s1, d0, d1, seq[0], seq[1], seq[2], seq[3], ack[0], ack[1], ack[2], ack[3], 0x50, flags, 0, 0, 0, 0, 0, 0];
+    let mut segment = [
+        s0, s1, d0, d1, seq[0], seq[1], seq[2], seq[3], ack[0], ack[1], ack[2], ack[3], 0x50, flags, 0, 0, 0,
+        0, 0, 0,
+    ];
     let sum = sum_words(&segment) + F::sum(packet.src) + F::sum(packet.dst) + pseudo(20, TCP);
     let [c0, c1] = (!fold(sum)).to_ne_bytes();
     (segment[16], segment[17]) = (c0, c1);

@@ -98,7 +98,8 @@ pub fn sendmsg<F: Family>(
     let verdict = connect(env, config, client, addr, port, proto);
     if let SockVerdict::Deliver { addr: to, port: to_port, backend, generation } = verdict {
         let last_tick = ticks(Env::<F>::now_ns(env));
-        let value = SkUdpValue { addr: F::wide(to), port: to_port, backend, generation, last_tick, _pad: [0; 2] };
+        let value =
+            SkUdpValue { addr: F::wide(to), port: to_port, backend, generation, last_tick, _pad: [0; 2] };
         remember(env, &key::<F>(cookie, addr, port, FORWARD), &value);
     }
     verdict

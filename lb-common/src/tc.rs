@@ -189,11 +189,7 @@ pub fn guard_reply<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: 
 /// A packet that is still addressed to a frontend when it leaves. There is no DNAT this late: reject and drop are
 /// carried out for what this host sends, and a TCP packet without state is reset, or it would loop to the gateway.
 #[inline(always)]
-pub fn last_word<F: LoadAddr>(
-    env: &mut impl Env<F>,
-    config: &LbConfig,
-    work: &mut Work<F>,
-) -> Step {
+pub fn last_word<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> Step {
     let packet = work.packet;
     let local = work.hook.ingress_ifindex == 0;
     let stray = packet.proto == TCP && !packet.begins_flow();

@@ -45,11 +45,7 @@ pub enum Follow {
 /// Follows the entry in hand (`work.key`, `work.value`, found in `table`): checks that it still holds, keeps its
 /// times and state, heals and promotes the flow.
 #[inline(always)]
-pub fn follow<F: Family>(
-    env: &mut impl Env<F>,
-    work: &mut Work<F>,
-    table: Table,
-) -> Follow {
+pub fn follow<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Table) -> Follow {
     let (proto, kind) = (work.packet.proto, work.packet.kind);
     let tick = crate::env::ticks(env.now_ns());
     let flags = work.value.flags;
@@ -90,7 +86,11 @@ pub fn follow<F: Family>(
             return Follow::Anew;
         }
     }
-    if table == Table::Young && !role.is_reply() && flags & CT_REPLIED != 0 && is_ripe(proto, kind, tick.wrapping_sub(work.value.born_tick)) {
+    if table == Table::Young
+        && !role.is_reply()
+        && flags & CT_REPLIED != 0
+        && is_ripe(proto, kind, tick.wrapping_sub(work.value.born_tick))
+    {
         work.flow.of(&work.key, &work.value);
         work.flow.last_tick = tick;
         env.promote(work);

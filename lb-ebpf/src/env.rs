@@ -4,8 +4,8 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use lb_common::abi::{
-    Addr4, Addr6, AffKey4, AffKey6, AffValue, CtKey, CtKey4, CtKey6, CtValue, CtValue4, CtValue6, Iface, LbConfig,
-    RangeKey4, RangeKey6, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6, SvcValue,
+    Addr4, Addr6, AffKey4, AffKey6, AffValue, CtKey, CtKey4, CtKey6, CtValue, CtValue4, CtValue6, Iface,
+    LbConfig, RangeKey4, RangeKey6, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6, SvcValue,
 };
 use lb_common::counter::Counter;
 use lb_common::env::{Env, Insert, SockEnv, Table, Work};
@@ -122,7 +122,12 @@ macro_rules! env {
             }
 
             #[inline(always)]
-            fn flow_insert(&mut self, table: Table, key: &CtKey<$family>, value: &CtValue<$family>) -> Insert {
+            fn flow_insert(
+                &mut self,
+                table: Table,
+                key: &CtKey<$family>,
+                value: &CtValue<$family>,
+            ) -> Insert {
                 let result = match table {
                     Table::Established => $ct.insert(key, value, BPF_NOEXIST as u64),
                     Table::Young => $em.insert(key, value, BPF_NOEXIST as u64),

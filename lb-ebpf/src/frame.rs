@@ -4,8 +4,7 @@ use core::arch::asm;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::{
-    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data,
-    bpf_skb_store_bytes,
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
 };
 use lb_common::abi::{CFG_CSUM_IPV6, LbConfig};
 use lb_common::family::Family;
@@ -144,7 +143,8 @@ impl Frame for SkbFrame {
     fn fix_l4(&mut self, off: usize, addr: u16, port: u16, udp: bool) -> Option<()> {
         let mangled = if udp { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
         // SAFETY: as in `fix_l3`.
-        let failed = unsafe { bpf_l4_csum_replace(self.skb, off as u32, 0, addr as u64, self.pseudo | mangled) };
+        let failed =
+            unsafe { bpf_l4_csum_replace(self.skb, off as u32, 0, addr as u64, self.pseudo | mangled) };
         if failed != 0 {
             return None;
         }

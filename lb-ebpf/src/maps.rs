@@ -7,47 +7,39 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
+use lb_common::abi::capacity::{
+    BACKENDS, CIDRS, CLIENTS, FLOWS, FRONTENDS, INTERFACES, NAMESPACES, NEXTHOPS, NODE_ADDRESSES, RANGES,
+    SLOTS, YOUNG,
+};
 use lb_common::abi::{
-    Addr4, Addr6, AffKey4, AffKey6, AffValue, Backend4, Backend6, CtKey4, CtKey6, CtValue4, CtValue6, Iface, LbConfig,
-    NextHop, RangeKey4, RangeKey6, RoleFilter, SkPeer, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6, SvcValue,
+    Addr4, Addr6, AffKey4, AffKey6, AffValue, Backend4, Backend6, CtKey4, CtKey6, CtValue4, CtValue6, Iface,
+    LbConfig, NextHop, RangeKey4, RangeKey6, RoleFilter, SkPeer, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6,
+    SvcValue,
 };
 use lb_common::env::Scratch;
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
-/// Frontends of a family.
-const SERVICES: usize = 65_536;
-/// Backends of a family.
-const BACKENDS: usize = 131_072;
-/// Slots of both families.
-const SLOTS: usize = 524_288;
-/// Established flow entries of a family: a flow takes two, or four when it is masqueraded.
-const FLOWS: usize = 131_072;
-/// Embryonic and young flow entries of a family.
-const YOUNG: usize = FLOWS / 4;
-/// Affinity entries of a family, and sockets' correspondents.
-const CLIENTS: usize = 65_536;
-
 #[btf_map]
 pub static LB_CONFIG: Array<LbConfig, 1> = Array::new();
 #[btf_map]
 pub static LB_ROLES: Array<RoleFilter, 1> = Array::new();
 
 #[btf_map]
-pub static LB_SVC4: HashMap<SvcKey4, SvcValue, SERVICES, NO_PREALLOC> = HashMap::new();
+pub static LB_SVC4: HashMap<SvcKey4, SvcValue, FRONTENDS, NO_PREALLOC> = HashMap::new();
 #[btf_map]
-pub static LB_SVC6: HashMap<SvcKey6, SvcValue, SERVICES, NO_PREALLOC> = HashMap::new();
+pub static LB_SVC6: HashMap<SvcKey6, SvcValue, FRONTENDS, NO_PREALLOC> = HashMap::new();
 #[btf_map]
-pub static LB_NODE4: HashMap<Addr4, u32, 1024, NO_PREALLOC> = HashMap::new();
+pub static LB_NODE4: HashMap<Addr4, u32, NODE_ADDRESSES, NO_PREALLOC> = HashMap::new();
 #[btf_map]
-pub static LB_NODE6: HashMap<Addr6, u32, 1024, NO_PREALLOC> = HashMap::new();
+pub static LB_NODE6: HashMap<Addr6, u32, NODE_ADDRESSES, NO_PREALLOC> = HashMap::new();
 #[btf_map]
-pub static LB_CIDR4: LpmTrie<Addr4, u32, 256> = LpmTrie::new();
+pub static LB_CIDR4: LpmTrie<Addr4, u32, CIDRS> = LpmTrie::new();
 #[btf_map]
-pub static LB_CIDR6: LpmTrie<Addr6, u32, 256> = LpmTrie::new();
+pub static LB_CIDR6: LpmTrie<Addr6, u32, CIDRS> = LpmTrie::new();
 #[btf_map]
-pub static LB_RANGE4: LpmTrie<RangeKey4, u32, 65_536> = LpmTrie::new();
+pub static LB_RANGE4: LpmTrie<RangeKey4, u32, RANGES> = LpmTrie::new();
 #[btf_map]
-pub static LB_RANGE6: LpmTrie<RangeKey6, u32, 65_536> = LpmTrie::new();
+pub static LB_RANGE6: LpmTrie<RangeKey6, u32, RANGES> = LpmTrie::new();
 
 #[btf_map]
 pub static LB_BE4: Array<Backend4, BACKENDS> = Array::new();
@@ -74,11 +66,11 @@ pub static LB_EM4: LruHashMap<CtKey4, CtValue4, YOUNG> = LruHashMap::new();
 pub static LB_EM6: LruHashMap<CtKey6, CtValue6, YOUNG> = LruHashMap::new();
 
 #[btf_map]
-pub static LB_NH: Array<NextHop, 65_536> = Array::new();
+pub static LB_NH: Array<NextHop, NEXTHOPS> = Array::new();
 #[btf_map]
-pub static LB_IF: HashMap<u32, Iface, 4096, NO_PREALLOC> = HashMap::new();
+pub static LB_IF: HashMap<u32, Iface, INTERFACES, NO_PREALLOC> = HashMap::new();
 #[btf_map]
-pub static LB_NETNS: HashMap<u64, u32, 64, NO_PREALLOC> = HashMap::new();
+pub static LB_NETNS: HashMap<u64, u32, NAMESPACES, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub static LB_SK_PEER: SkStorage<SkPeer> = SkStorage::new();
 #[btf_map]

@@ -220,7 +220,12 @@ fn unremember(ctx: &SockAddrContext) {
 
 /// connect(): `addr` is where to, `set` writes the backend's address.
 #[inline(always)]
-fn connect_to<F: SockFamily>(ctx: &SockAddrContext, addr: F::Addr, source: F::Addr, set: impl Fn(F::Addr)) -> i32
+fn connect_to<F: SockFamily>(
+    ctx: &SockAddrContext,
+    addr: F::Addr,
+    source: F::Addr,
+    set: impl Fn(F::Addr),
+) -> i32
 where
     BpfEnv: Env<F>,
 {
@@ -320,7 +325,11 @@ fn peer_of<F: SockFamily>(ctx: &SockAddrContext, set: impl Fn(F::Addr)) {
 #[inline(always)]
 pub fn connect4(ctx: &SockAddrContext) -> i32 {
     let sa = ctx.sock_addr;
-    if is_ours(ctx) { connect_to::<V4>(ctx, V4::get(sa), V4::source(sa), |a| V4::set(sa, a)) } else { PROCEED }
+    if is_ours(ctx) {
+        connect_to::<V4>(ctx, V4::get(sa), V4::source(sa), |a| V4::set(sa, a))
+    } else {
+        PROCEED
+    }
 }
 
 #[inline(always)]

@@ -87,14 +87,18 @@ macro_rules! steps {
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $claim() -> u32 {
-            let (Some(config), Some(scratch)) = (config(), scratch()) else { return track::Claim::Refused as u32 };
+            let (Some(config), Some(scratch)) = (config(), scratch()) else {
+                return track::Claim::Refused as u32;
+            };
             track::claim(&mut BpfEnv, config, $family::mine(scratch)) as u32
         }
 
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $claim_snat(number: u32) -> u32 {
-            let (Some(config), Some(scratch)) = (config(), scratch()) else { return track::Claim::Refused as u32 };
+            let (Some(config), Some(scratch)) = (config(), scratch()) else {
+                return track::Claim::Refused as u32;
+            };
             track::claim_snat(&mut BpfEnv, config, $family::mine(scratch), table(number)) as u32
         }
 

@@ -1,5 +1,6 @@
 //! How the operator wants the node served: what `config` makes of flags and files, and what `plan` reads.
 
+use lb_common::abi::capacity;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -82,12 +83,12 @@ pub struct Limits {
 impl Limits {
     /// What the product's maps are built with.
     pub const PRODUCT: Self = Self {
-        frontends: 131_072,
+        frontends: capacity::FRONTENDS,
         services: 65_536,
-        backends: 65_536,
-        slots: 262_144,
-        ranges: 65_536,
-        node_addresses: 1_024,
+        backends: capacity::BACKENDS as u32,
+        slots: capacity::SLOTS as u32,
+        ranges: capacity::RANGES,
+        node_addresses: capacity::NODE_ADDRESSES,
     };
 }
 

@@ -9,6 +9,7 @@
 
 pub mod affinity;
 pub mod backend;
+pub mod capacity;
 pub mod config;
 pub mod ct;
 pub mod iface;
