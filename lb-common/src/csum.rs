@@ -68,14 +68,14 @@ mod tests {
         #[test]
         fn incremental_equals_full_ipv4(rest: [u8; 8], old: [[u8; 4]; 2], new: [[u8; 4]; 2]) {
             let bytes = |a: [[u8; 4]; 2]| [&rest[..], &a[0], &a[1]].concat();
-            let delta = addr_delta::<V4>(old, new);
+            let delta = addr_delta::<V4>(old.map(Into::into), new.map(Into::into));
             prop_assert!(same(apply(full(&bytes(old)), delta), full(&bytes(new))));
         }
 
         #[test]
         fn incremental_equals_full_ipv6(rest: [u8; 8], old: [[u8; 16]; 2], new: [[u8; 16]; 2]) {
             let bytes = |a: [[u8; 16]; 2]| [&rest[..], &a[0], &a[1]].concat();
-            let delta = addr_delta::<V6>(old, new);
+            let delta = addr_delta::<V6>(old.map(Into::into), new.map(Into::into));
             prop_assert!(same(apply(full(&bytes(old)), delta), full(&bytes(new))));
         }
 

@@ -23,5 +23,7 @@ pub mod packet;
 pub mod reject;
 pub mod sock;
 pub mod tc;
+#[cfg(feature = "test-util")]
+pub mod testing;
 pub mod track;
 pub mod verdict;

@@ -1,0 +1,562 @@
+//! Golden packets: what goes into a hook, what must come out, and every counter that must have moved. Counters that
+//! a walk does not name must not move.
+
+use core::net::{IpAddr, SocketAddr};
+use std::format;
+use std::string::String;
+use std::vec;
+use std::vec::Vec;
+
+use super::machine::Direction;
+use super::packets::{PacketBuilder, at, port_unreachable, reset};
+use super::world::{BARE, POD, UPLINK, World};
+use crate::abi::*;
+use crate::counter::Counter;
+use crate::env::Hook;
+use crate::packet::{ACK, FIN, RST, SCTP, SYN, TCP, UDP};
+
+/// What must become of a frame.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Expect {
+    /// It passes, untouched.
+    Pass,
+    /// It passes with these bytes.
+    Rewritten(Vec<u8>),
+    /// It is dropped, untouched.
+    Drop,
+    /// It became this answer to its sender.
+    Reply(Vec<u8>),
+}
+
+/// A packet at a hook.
+#[derive(Clone, Debug)]
+pub struct Walk {
+    pub direction: Direction,
+    pub hook: Hook,
+    pub frame: Vec<u8>,
+    pub expect: Expect,
+    /// How far each counter moves; all others must not.
+    pub counters: Vec<(Counter, u64)>,
+}
+
+/// One thing that happens.
+#[derive(Clone, Debug)]
+pub enum Event {
+    Packet(Walk),
+    /// So many ticks pass. A kernel cannot be told to.
+    Advance(u64),
+    /// The generation of a backend id changes.
+    Generation {
+        v6: bool,
+        id: u32,
+        value: u32,
+    },
+}
+
+/// A named story of packets in one world.
+#[derive(Clone, Debug)]
+pub struct Golden {
+    /// Name, with the family's digit at its end.
+    pub name: String,
+    /// The rules of BEHAVIOUR.md or the invariants that it shows.
+    pub rules: &'static str,
+    pub world: World,
+    pub events: Vec<Event>,
+}
+
+impl Golden {
+    /// The packets, without what happens between them.
+    pub fn walks(&self) -> impl Iterator<Item = &Walk> {
+        self.events.iter().filter_map(|event| match event {
+            Event::Packet(walk) => Some(walk),
+            _ => None,
+        })
+    }
+}
+
+/// The addresses of the golden world in one family.
+#[derive(Clone, Copy, Debug)]
+pub struct Net {
+    pub v6: bool,
+    /// Outside of the cluster, inside the VIP's source ranges.
+    pub client: IpAddr,
+    /// Outside of the cluster and of the ranges.
+    pub stranger: IpAddr,
+    /// A pod of this node.
+    pub pod: IpAddr,
+    /// A backend on another node.
+    pub remote: IpAddr,
+    /// A backend on this node.
+    pub local: IpAddr,
+    pub cluster: IpAddr,
+    /// A ClusterIP without endpoints.
+    pub empty: IpAddr,
+    /// A ClusterIP with ITP Local and no local endpoint.
+    pub itp: IpAddr,
+    /// In the service CIDR, and nobody's.
+    pub nobody: IpAddr,
+    pub external: IpAddr,
+    pub vip: IpAddr,
+    pub node: IpAddr,
+}
+
+/// IPv4.
+#[must_use]
+pub fn net4() -> Net {
+    let ip = |a: [u8; 4]| IpAddr::from(a);
+    Net {
+        v6: false,
+        client: ip([192, 0, 2, 10]),
+        stranger: ip([198, 18, 0, 1]),
+        pod: ip([10, 244, 0, 5]),
+        remote: ip([10, 244, 1, 7]),
+        local: ip([10, 244, 0, 9]),
+        cluster: ip([10, 96, 0, 10]),
+        empty: ip([10, 96, 0, 20]),
+        itp: ip([10, 96, 0, 30]),
+        nobody: ip([10, 96, 0, 99]),
+        external: ip([198, 51, 100, 5]),
+        vip: ip([203, 0, 113, 80]),
+        node: ip([172, 18, 0, 2]),
+    }
+}
+
+/// IPv6.
+#[must_use]
+pub fn net6() -> Net {
+    let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+    Net {
+        v6: true,
+        client: ip("2001:db8:1::10"),
+        stranger: ip("2001:db8:bad::1"),
+        pod: ip("fd00:244::5"),
+        remote: ip("fd00:244:0:1::7"),
+        local: ip("fd00:244::9"),
+        cluster: ip("fd00:96::10"),
+        empty: ip("fd00:96::20"),
+        itp: ip("fd00:96::30"),
+        nobody: ip("fd00:96::99"),
+        external: ip("2001:db8:5::5"),
+        vip: ip("2001:db8:80::80"),
+        node: ip("fd00:172::2"),
+    }
+}
+
+/// The only port of the pool, so that what is drawn from it is known.
+pub const POOL: u16 = 61000;
+
+/// The world of the golden packets.
+#[must_use]
+pub fn world(n: &Net) -> World {
+    let mut w = World::default();
+    let zero = |a: IpAddr| match a {
+        IpAddr::V4(a) => IpAddr::from([a.octets()[0], a.octets()[1], 0, 0]),
+        IpAddr::V6(a) => {
+            let mut a = a.octets();
+            let from = if a[0] == 0x20 { 6 } else { 4 };
+            a[from..].fill(0);
+            a.into()
+        }
+    };
+    w.config.flags = CFG_REJECT_UNKNOWN;
+    w.config.nodeports = PortRange { min: 30000, max: 32767 };
+    w.pool(POOL, POOL);
+    w.cidr(zero(n.cluster), if n.v6 { 32 } else { 16 });
+    w.pod_cidr(zero(n.pod), if n.v6 { 32 } else { 16 });
+    w.node(n.node, NODE_NODEPORT | NODE_LOCAL);
+    w.iface(UPLINK, 0, &[n.node]);
+    w.iface(POD, IF_POD, &[n.node]);
+    w.iface(BARE, 0, &[]);
+
+    let web = w.backend(n.remote, 8080, TCP, 0);
+    let near = w.backend(n.local, 8080, TCP, BE_LOCAL);
+    let dns = w.backend(n.remote, 5353, UDP, 0);
+    let sctp = w.backend(n.remote, 9999, SCTP, 0);
+    let sctp_moved = w.backend(n.remote, 8080, SCTP, 0);
+    let me = w.backend(n.pod, 8080, TCP, BE_LOCAL);
+
+    let any = SVC_HAS_ANY;
+    let service = w.service(any, &[web], &[]);
+    w.cluster_ip(n.cluster, 80, TCP, service);
+    w.frontend(n.external, 80, TCP, service);
+    w.nodeport(n.node, 30080, TCP, service);
+    let service = w.service(any, &[dns], &[]);
+    w.cluster_ip(n.cluster, 53, UDP, service);
+    w.nodeport(n.node, 30053, UDP, service);
+    let service = w.service(any, &[sctp], &[]);
+    w.cluster_ip(n.cluster, 9999, SCTP, service);
+    let service = w.service(any, &[sctp_moved], &[]);
+    w.cluster_ip(n.cluster, 9998, SCTP, service);
+    let service = w.service(any, &[me], &[]);
+    w.cluster_ip(n.cluster, 81, TCP, service);
+    let service = w.service(0, &[], &[]);
+    for proto in [TCP, UDP, SCTP] {
+        w.cluster_ip(n.empty, 80, proto, service);
+    }
+    let service = w.service(any | SVC_LOCAL, &[web], &[]);
+    w.cluster_ip(n.itp, 80, TCP, service);
+    let service = w.service(any | SVC_LOCAL, &[web], &[near]);
+    w.nodeport(n.node, 30081, TCP, service);
+    let service = w.service(any | SVC_LOCAL, &[web], &[]);
+    w.nodeport(n.node, 30082, TCP, service);
+    let service = w.service(any | SVC_RANGES, &[web], &[]);
+    w.frontend(n.vip, 443, TCP, service);
+    w.range(service.id, zero(n.client), if n.v6 { 48 } else { 16 });
+    w
+}
+
+/// Walks, written down one after the other.
+struct Story {
+    events: Vec<Event>,
+}
+
+/// A hook: direction, interface, and the interface by which the packet came in (at egress).
+type At = (Direction, u32, u32);
+const IN_UPLINK: At = (Direction::In, UPLINK, UPLINK);
+const IN_POD: At = (Direction::In, POD, POD);
+const IN_BARE: At = (Direction::In, BARE, BARE);
+const OUT_UPLINK: At = (Direction::Out, UPLINK, POD);
+const OUT_POD: At = (Direction::Out, POD, UPLINK);
+const OUT_BARE: At = (Direction::Out, BARE, UPLINK);
+/// Made on this host.
+const HOST: At = (Direction::Out, UPLINK, 0);
+
+impl Story {
+    fn add(mut self, at: At, packet: &PacketBuilder, expect: Expect, counters: &[Counter]) -> Story {
+        let (direction, ifindex, ingress_ifindex) = at;
+        let hook = Hook { l3: if packet.ethernet { 14 } else { 0 }, ifindex, ingress_ifindex };
+        let counters = counters.iter().map(|counter| (*counter, 1)).collect();
+        self.events.push(Event::Packet(Walk { direction, hook, frame: packet.build(), expect, counters }));
+        self
+    }
+
+    fn passes(self, at: At, packet: &PacketBuilder, counters: &[Counter]) -> Story {
+        self.add(at, packet, Expect::Pass, counters)
+    }
+
+    fn drops(self, at: At, packet: &PacketBuilder, counters: &[Counter]) -> Story {
+        self.add(at, packet, Expect::Drop, counters)
+    }
+
+    /// The packet leaves between these ends.
+    fn becomes(
+        self,
+        at: At,
+        packet: &PacketBuilder,
+        (src, dst): (SocketAddr, SocketAddr),
+        counters: &[Counter],
+    ) -> Story {
+        let out = packet.between(src, dst).build();
+        self.add(at, packet, Expect::Rewritten(out), counters)
+    }
+
+    fn rejects(self, at: At, packet: &PacketBuilder, from: IpAddr, counters: &[Counter]) -> Story {
+        self.add(at, packet, Expect::Reply(port_unreachable(from, packet)), counters)
+    }
+
+    fn event(mut self, event: Event) -> Story {
+        self.events.push(event);
+        self
+    }
+}
+
+/// All golden packets.
+#[must_use]
+pub fn goldens() -> Vec<Golden> {
+    [net4(), net6()].iter().flat_map(family).collect()
+}
+
+fn family(n: &Net) -> Vec<Golden> {
+    use Counter::*;
+    use PacketBuilder as P;
+
+    let world = world(n);
+    let mut all: Vec<Golden> = Vec::new();
+    let mut golden = |name: &str, rules: &'static str, tell: &dyn Fn(Story) -> Story| {
+        let name = format!("{name}_{}", if n.v6 { 6 } else { 4 });
+        let events = tell(Story { events: vec![] }).events;
+        all.push(Golden { name, rules, world: world.clone(), events });
+    };
+    let (client, pod) = (at(n.client, 40000), at(n.pod, 40000));
+    let web = at(n.remote, 8080);
+    let cluster = at(n.cluster, 80);
+    let nodeport = at(n.node, 30080);
+    let snat = at(n.node, POOL);
+
+    golden("clusterip_tcp_from_a_pod", "B47 B80 I1 I3", &|s| {
+        s.becomes(IN_POD, &P::tcp(pod, cluster, SYN), (pod, web), &[NewFlow])
+            .becomes(IN_POD, &P::tcp(pod, cluster, SYN), (pod, web), &[])
+            .passes(OUT_UPLINK, &P::tcp(pod, web, SYN), &[])
+            .becomes(OUT_POD, &P::tcp(web, pod, SYN | ACK), (cluster, pod), &[])
+            .becomes(IN_POD, &P::tcp(pod, cluster, ACK), (pod, web), &[FlowPromoted])
+            .becomes(OUT_POD, &P::tcp(web, pod, ACK), (cluster, pod), &[])
+            .becomes(IN_POD, &P::tcp(pod, cluster, FIN | ACK), (pod, web), &[])
+            .becomes(OUT_POD, &P::tcp(web, pod, FIN | ACK), (cluster, pod), &[])
+            .becomes(IN_POD, &P::tcp(pod, cluster, ACK), (pod, web), &[])
+            // the same tuple again, after the end: a new flow
+            .becomes(IN_POD, &P::tcp(pod, cluster, SYN), (pod, web), &[NewFlow])
+    });
+    golden("clusterip_udp_from_a_pod", "B47 B80", &|s| {
+        let (dns, backend) = (at(n.cluster, 53), at(n.remote, 5353));
+        s.becomes(IN_POD, &P::udp(pod, dns), (pod, backend), &[NewFlow])
+            .becomes(OUT_POD, &P::udp(backend, pod), (dns, pod), &[])
+            .becomes(IN_POD, &P::udp(pod, dns), (pod, backend), &[])
+    });
+    golden("udp_stream_is_promoted", "I6", &|s| {
+        let (dns, backend) = (at(n.cluster, 53), at(n.remote, 5353));
+        s.becomes(IN_POD, &P::udp(pod, dns), (pod, backend), &[NewFlow])
+            .becomes(OUT_POD, &P::udp(backend, pod), (dns, pod), &[])
+            .event(Event::Advance(3))
+            .becomes(IN_POD, &P::udp(pod, dns), (pod, backend), &[FlowPromoted])
+            .becomes(IN_POD, &P::udp(pod, dns), (pod, backend), &[])
+    });
+    golden("udp_moves_with_its_backends_generation", "I6 B68", &|s| {
+        let (dns, backend) = (at(n.cluster, 53), at(n.remote, 5353));
+        s.becomes(IN_POD, &P::udp(pod, dns), (pod, backend), &[NewFlow])
+            .event(Event::Generation { v6: n.v6, id: 3, value: 7 })
+            .becomes(IN_POD, &P::udp(pod, dns), (pod, backend), &[FlowMovedBackend, NewFlow])
+            .becomes(IN_POD, &P::udp(pod, dns), (pod, backend), &[])
+    });
+    for (name, rules, front) in [
+        ("nodeport_tcp", "B48 B80", nodeport),
+        ("externalip_tcp", "B48 B80", at(n.external, 80)),
+        ("clusterip_tcp_from_outside", "B47 B80", cluster),
+    ] {
+        golden(name, rules, &|s| {
+            s.becomes(IN_UPLINK, &P::tcp(client, front, SYN), (client, web), &[NewFlow])
+                .becomes(OUT_UPLINK, &P::tcp(client, web, SYN), (snat, web), &[SnatFlow])
+                .becomes(IN_UPLINK, &P::tcp(web, snat, SYN | ACK), (web, client), &[])
+                .becomes(OUT_UPLINK, &P::tcp(web, client, SYN | ACK), (front, client), &[])
+                .becomes(IN_UPLINK, &P::tcp(client, front, ACK), (client, web), &[FlowPromoted])
+                .becomes(OUT_UPLINK, &P::tcp(client, web, ACK), (snat, web), &[])
+                .becomes(IN_UPLINK, &P::tcp(web, snat, ACK), (web, client), &[])
+                .becomes(OUT_UPLINK, &P::tcp(web, client, ACK), (front, client), &[])
+        });
+    }
+    golden("nodeport_udp", "B48 B80", &|s| {
+        let (front, backend) = (at(n.node, 30053), at(n.remote, 5353));
+        s.becomes(IN_UPLINK, &P::udp(client, front), (client, backend), &[NewFlow])
+            .becomes(OUT_UPLINK, &P::udp(client, backend), (snat, backend), &[SnatFlow])
+            .becomes(IN_UPLINK, &P::udp(backend, snat), (backend, client), &[])
+            .becomes(OUT_UPLINK, &P::udp(backend, client), (front, client), &[])
+    });
+    golden("hairpin", "B80", &|s| {
+        let (front, backend) = (at(n.cluster, 81), at(n.pod, 8080));
+        s.becomes(IN_POD, &P::tcp(pod, front, SYN), (pod, backend), &[NewFlow])
+            .becomes(OUT_POD, &P::tcp(pod, backend, SYN), (snat, backend), &[SnatFlow])
+            .becomes(IN_POD, &P::tcp(backend, snat, SYN | ACK), (backend, pod), &[])
+            .becomes(OUT_POD, &P::tcp(backend, pod, SYN | ACK), (front, pod), &[])
+    });
+    golden("vip_and_its_source_ranges", "B96 B97 B99", &|s| {
+        let front = at(n.vip, 443);
+        let stranger = at(n.stranger, 40000);
+        s.becomes(IN_UPLINK, &P::tcp(client, front, SYN), (client, web), &[NewFlow])
+            .drops(IN_UPLINK, &P::tcp(stranger, front, SYN), &[DropSourceRange])
+            .drops(IN_POD, &P::tcp(pod, front, SYN), &[DropSourceRange])
+            .drops(HOST, &P::tcp(at(n.node, 50000), front, SYN), &[DropSourceRange])
+            // another frontend of a service is never filtered
+            .becomes(IN_UPLINK, &P::tcp(stranger, nodeport, SYN), (stranger, web), &[NewFlow])
+            .passes(IN_UPLINK, &P::tcp(client, at(n.vip, 444), SYN), &[])
+    });
+    golden("no_endpoints", "B86", &|s| {
+        let front = at(n.empty, 80);
+        s.rejects(IN_POD, &P::tcp(pod, front, SYN), n.node, &[RejectNoEndpoints])
+            .rejects(IN_POD, &P::udp(pod, front), n.node, &[RejectNoEndpoints])
+            .rejects(IN_POD, &P::sctp(pod, front, 1), n.node, &[RejectNoEndpoints])
+            .rejects(IN_UPLINK, &P::udp(client, front), n.node, &[RejectNoEndpoints])
+            // the host's own packet: an address of its own as source would be a martian
+            .rejects(HOST, &P::udp(at(n.node, 50000), front), n.empty, &[RejectNoEndpoints])
+            .rejects(
+                IN_POD,
+                &P::udp(pod, front).with(|p| p.payload = (0u8..200).collect()),
+                n.node,
+                &[RejectNoEndpoints],
+            )
+            .rejects(IN_POD, &P::udp(pod, front).with(|p| p.payload = vec![]), n.node, &[RejectNoEndpoints])
+            .passes(HOST, &P::udp(at(n.node, 50000), at(n.cluster, 53)), &[])
+    });
+    golden("itp_local_without_local_endpoint", "B52 B87", &|s| {
+        s.drops(IN_POD, &P::tcp(pod, at(n.itp, 80), SYN), &[DropNoLocalEndpoints]).drops(
+            HOST,
+            &P::tcp(at(n.node, 50000), at(n.itp, 80), SYN),
+            &[DropNoLocalEndpoints],
+        )
+    });
+    golden("etp_local", "B49 B80 B82 B87 B90", &|s| {
+        let (front, none) = (at(n.node, 30081), at(n.node, 30082));
+        let near = at(n.local, 8080);
+        s.becomes(IN_POD, &P::tcp(pod, front, SYN), (pod, web), &[NewFlow])
+            .becomes(IN_UPLINK, &P::tcp(client, front, SYN), (client, near), &[NewFlow])
+            .passes(OUT_POD, &P::tcp(client, near, SYN), &[])
+            .becomes(OUT_UPLINK, &P::tcp(near, client, SYN | ACK), (front, client), &[])
+            .drops(IN_UPLINK, &P::tcp(client, none, SYN), &[DropNoLocalEndpoints])
+            .becomes(IN_POD, &P::tcp(at(n.pod, 40001), none, SYN), (at(n.pod, 40001), web), &[NewFlow])
+    });
+    golden("unknown_port", "B91", &|s| {
+        let echo = if n.v6 { 128 } else { 8 };
+        s.rejects(IN_POD, &P::tcp(pod, at(n.cluster, 999), SYN), n.node, &[RejectUnknownPort])
+            .rejects(IN_POD, &P::udp(pod, at(n.cluster, 80)), n.node, &[RejectUnknownPort])
+            .rejects(IN_POD, &P::icmp(n.pod, n.cluster, echo, 0), n.node, &[RejectUnknownPort])
+            .rejects(HOST, &P::icmp(n.node, n.cluster, echo, 0), n.cluster, &[RejectUnknownPort])
+            // an error belongs to a flow
+            .passes(IN_POD, &P::icmp(n.pod, n.cluster, if n.v6 { 1 } else { 3 }, 1), &[])
+    });
+    golden("unknown_address", "B92", &|s| {
+        let echo = if n.v6 { 128 } else { 8 };
+        s.drops(IN_POD, &P::tcp(pod, at(n.nobody, 80), SYN), &[DropUnknownAddress])
+            .drops(IN_POD, &P::udp(pod, at(n.nobody, 80)), &[DropUnknownAddress])
+            .drops(IN_POD, &P::icmp(n.pod, n.nobody, echo, 0), &[DropUnknownAddress])
+            .drops(HOST, &P::udp(at(n.node, 50000), at(n.nobody, 80)), &[DropUnknownAddress])
+    });
+    golden("unknown_nodeport_and_external_port", "B93 B94", &|s| {
+        s.passes(IN_UPLINK, &P::tcp(client, at(n.node, 30099), SYN), &[])
+            .passes(IN_UPLINK, &P::tcp(client, at(n.node, 22), SYN), &[])
+            .passes(IN_UPLINK, &P::tcp(client, at(n.external, 81), SYN), &[])
+            .passes(IN_UPLINK, &P::udp(client, at(n.node, 30080)), &[])
+    });
+    golden("not_ours", "I5", &|s| {
+        let (a, b) = (at(n.client, 40000), at(n.stranger, 80));
+        s.passes(IN_UPLINK, &P::tcp(a, b, SYN), &[])
+            .passes(OUT_UPLINK, &P::tcp(a, b, SYN), &[])
+            .passes(IN_POD, &P::udp(pod, b), &[])
+            .passes(OUT_POD, &P::udp(b, at(n.node, 53)), &[])
+            .passes(IN_UPLINK, &P::icmp(n.client, n.node, 8, 0), &[])
+            // straight to a backend
+            .passes(IN_UPLINK, &P::tcp(a, web, SYN), &[])
+            .passes(OUT_POD, &P::tcp(a, web, SYN), &[])
+            .passes(OUT_UPLINK, &P::tcp(web, a, SYN | ACK), &[])
+            .passes(IN_UPLINK, &P::new(47, a, at(n.cluster, 0)), &[])
+    });
+    golden("mid_stream_without_state", "I6", &|s| {
+        s.passes(IN_POD, &P::tcp(pod, cluster, ACK), &[])
+            .passes(IN_POD, &P::tcp(pod, cluster, FIN | ACK), &[])
+            .passes(IN_POD, &P::tcp(pod, cluster, RST), &[])
+            .passes(IN_UPLINK, &P::tcp(client, nodeport, ACK), &[])
+            .passes(IN_POD, &P::tcp(pod, at(n.empty, 80), ACK), &[])
+    });
+    golden("stray_at_egress", "I6 B91", &|s| {
+        let stray = |dst: SocketAddr, flags| P::tcp(pod, dst, flags);
+        let mut s = s;
+        for packet in [
+            stray(cluster, ACK),
+            stray(cluster, FIN | ACK),
+            stray(cluster, SYN | ACK),
+            stray(cluster, FIN),
+            stray(at(n.cluster, 999), ACK),
+            stray(at(n.external, 80), ACK).with(|p| p.payload = vec![]),
+        ] {
+            s = s.add(OUT_UPLINK, &packet, Expect::Reply(reset(&packet)), &[ResetNoState]);
+        }
+        s.drops(OUT_UPLINK, &stray(cluster, RST), &[])
+            .drops(OUT_UPLINK, &stray(cluster, RST | ACK), &[])
+            // the beginning of a forwarded flow is what other tables route
+            .passes(OUT_UPLINK, &stray(cluster, SYN), &[])
+    });
+    golden("reset_ends_a_flow", "I6", &|s| {
+        s.becomes(IN_POD, &P::tcp(pod, cluster, SYN), (pod, web), &[NewFlow])
+            .becomes(OUT_POD, &P::tcp(web, pod, RST | ACK), (cluster, pod), &[])
+            .becomes(IN_POD, &P::tcp(pod, cluster, SYN), (pod, web), &[NewFlow])
+            .becomes(OUT_POD, &P::tcp(web, pod, SYN | ACK), (cluster, pod), &[])
+    });
+    golden("fragments", "I5", &|s| {
+        let (dns, backend) = (at(n.cluster, 53), at(n.remote, 5353));
+        let first = |p: &mut P| p.fragment = Some((0, true));
+        let later = |p: &mut P| p.fragment = Some((185, false));
+        s.becomes(IN_POD, &P::udp(pod, dns).with(first), (pod, backend), &[NewFlow])
+            .drops(IN_POD, &P::udp(pod, dns).with(later), &[DropFragment])
+            .passes(IN_UPLINK, &P::udp(client, at(n.node, 30053)).with(later), &[])
+            .passes(OUT_UPLINK, &P::udp(pod, backend).with(later), &[])
+    });
+    golden("header_options", "I1", &|s| {
+        let options = |p: &mut P| {
+            if n.v6 {
+                // hop-by-hop with a PadN, then destination options of 16 bytes
+                p.extensions = vec![
+                    (0, vec![0, 1, 4, 0, 0, 0, 0]),
+                    (60, {
+                        let mut body = vec![1, 1, 12];
+                        body.resize(15, 0);
+                        body
+                    }),
+                ];
+            } else {
+                p.options = vec![1, 1, 1, 1, 0x94, 4, 0, 0];
+            }
+        };
+        s.becomes(IN_POD, &P::tcp(pod, cluster, SYN).with(options), (pod, web), &[NewFlow])
+            .becomes(OUT_POD, &P::tcp(web, pod, SYN | ACK).with(options), (cluster, pod), &[])
+            .rejects(IN_POD, &P::tcp(pod, at(n.empty, 80), SYN).with(options), n.node, &[RejectNoEndpoints])
+    });
+    if !n.v6 {
+        golden("udp_without_checksum", "I1", &|s| {
+            let (dns, backend) = (at(n.cluster, 53), at(n.remote, 5353));
+            let none = |p: &mut P| p.no_checksum = true;
+            s.becomes(IN_POD, &P::udp(pod, dns).with(none), (pod, backend), &[NewFlow]).becomes(
+                OUT_POD,
+                &P::udp(backend, pod).with(none),
+                (dns, pod),
+                &[],
+            )
+        });
+    }
+    golden("sctp", "B47", &|s| {
+        let (front, backend) = (at(n.cluster, 9999), at(n.remote, 9999));
+        s.becomes(IN_POD, &P::sctp(pod, front, 1), (pod, backend), &[NewFlow])
+            .becomes(OUT_POD, &P::sctp(backend, pod, 2), (front, pod), &[])
+            // data in mid-association without state
+            .passes(IN_POD, &P::sctp(at(n.pod, 40001), front, 0), &[])
+            // another port would need another CRC32c
+            .drops(IN_POD, &P::sctp(pod, at(n.cluster, 9998), 1), &[NewFlow, DropSctpPort])
+    });
+    golden("colliding_tuples", "I6", &|s| {
+        let (other, moved) = (at(n.external, 80), at(n.pod, POOL));
+        s.becomes(IN_POD, &P::tcp(pod, cluster, SYN), (pod, web), &[NewFlow])
+            .becomes(IN_POD, &P::tcp(pod, other, SYN), (moved, web), &[NewFlow, FlowMovedPort])
+            .becomes(OUT_POD, &P::tcp(web, moved, SYN | ACK), (other, pod), &[])
+            .becomes(OUT_POD, &P::tcp(web, pod, SYN | ACK), (cluster, pod), &[])
+            .becomes(IN_POD, &P::tcp(pod, other, ACK), (moved, web), &[FlowPromoted])
+            .becomes(IN_POD, &P::tcp(pod, cluster, ACK), (pod, web), &[FlowPromoted])
+    });
+    golden("reply_of_the_hosts_own_datagram", "I5", &|s| {
+        let (own, server) = (at(n.node, 30053), at(n.client, 53));
+        s.passes(HOST, &P::udp(own, server), &[PassEntry])
+            .passes(IN_UPLINK, &P::udp(server, own), &[])
+            .becomes(
+                IN_UPLINK,
+                &P::udp(at(n.client, 54), own),
+                (at(n.client, 54), at(n.remote, 5353)),
+                &[NewFlow],
+            )
+    });
+    golden("pool_port_in_use_by_the_host", "I6", &|s| {
+        s.passes(HOST, &P::tcp(snat, web, SYN), &[PassEntry])
+            .passes(IN_UPLINK, &P::tcp(web, snat, SYN | ACK), &[])
+            .becomes(IN_UPLINK, &P::tcp(client, nodeport, SYN), (client, web), &[NewFlow])
+            .drops(OUT_UPLINK, &P::tcp(client, web, SYN), &[DropSnatExhausted])
+    });
+    golden("pool_exhausted", "B80", &|s| {
+        let other = at(n.client, 40001);
+        s.becomes(IN_UPLINK, &P::tcp(client, nodeport, SYN), (client, web), &[NewFlow])
+            .becomes(OUT_UPLINK, &P::tcp(client, web, SYN), (snat, web), &[SnatFlow])
+            .becomes(IN_UPLINK, &P::tcp(other, nodeport, SYN), (other, web), &[NewFlow])
+            .drops(OUT_UPLINK, &P::tcp(other, web, SYN), &[DropSnatExhausted])
+    });
+    golden("no_address_to_masquerade_to", "B80", &|s| {
+        s.becomes(IN_BARE, &P::tcp(client, nodeport, SYN), (client, web), &[NewFlow]).drops(
+            OUT_BARE,
+            &P::tcp(client, web, SYN),
+            &[DropNoSnatAddress],
+        )
+    });
+    golden("l3_device", "I1", &|s| {
+        let bare = |p: &mut P| p.ethernet = false;
+        let empty = at(n.empty, 80);
+        s.becomes(IN_UPLINK, &P::tcp(client, nodeport, SYN).with(bare), (client, web), &[NewFlow])
+            .becomes(OUT_UPLINK, &P::tcp(client, web, SYN).with(bare), (snat, web), &[SnatFlow])
+            .becomes(IN_UPLINK, &P::tcp(web, snat, SYN | ACK).with(bare), (web, client), &[])
+            .becomes(OUT_UPLINK, &P::tcp(web, client, SYN | ACK).with(bare), (nodeport, client), &[])
+            .rejects(IN_UPLINK, &P::udp(client, empty).with(bare), n.node, &[RejectNoEndpoints])
+            .passes(IN_UPLINK, &P::tcp(client, at(n.stranger, 80), SYN).with(bare), &[])
+    });
+    all
+}

@@ -1,0 +1,60 @@
+//! [`Machine`]: a node whose kernel is a [`FakeEnv`].
+
+use std::boxed::Box;
+use std::vec::Vec;
+
+use super::fake::{FakeEnv, Side};
+use crate::abi::LbConfig;
+use crate::env::{Hook, Scratch};
+use crate::family::{V4, V6};
+use crate::tc::{tc_in, tc_out, walk};
+use crate::verdict::Verdict;
+
+/// A TC hook.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direction {
+    In,
+    Out,
+}
+
+/// Tables, configuration, and the work space that one packet hands to the next, as on a CPU.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    pub env: FakeEnv,
+    pub config: LbConfig,
+    pub scratch: Box<Scratch>,
+}
+
+impl Machine {
+    #[must_use]
+    pub fn new(env: FakeEnv, config: LbConfig) -> Machine {
+        Machine { env, config, scratch: Box::default() }
+    }
+
+    /// What happens to a frame at a hook; dispatched as the programs do it.
+    pub fn run(&mut self, direction: Direction, hook: Hook, frame: &mut Vec<u8>) -> Verdict {
+        let v6 = match hook.l3 {
+            0 => match frame.first().map(|byte| byte >> 4) {
+                Some(4) => false,
+                Some(6) => true,
+                _ => return Verdict::Pass,
+            },
+            _ => match frame.get(12..14) {
+                Some([0x08, 0x00]) => false,
+                Some([0x86, 0xdd]) => true,
+                _ => return Verdict::Pass,
+            },
+        };
+        if v6 { self.story::<V6>(direction, hook, frame) } else { self.story::<V4>(direction, hook, frame) }
+    }
+
+    fn story<F: Side>(&mut self, direction: Direction, hook: Hook, frame: &mut Vec<u8>) -> Verdict {
+        let work = F::work(&mut self.scratch);
+        work.hook = hook;
+        let step = match direction {
+            Direction::In => tc_in::<F>(frame, &mut self.env, &self.config, work),
+            Direction::Out => tc_out::<F>(frame, &mut self.env, &self.config, work),
+        };
+        walk::<F>(frame, &mut self.env, &self.config, work, step)
+    }
+}
