@@ -62,6 +62,11 @@ pub trait Env<F: Family> {
     fn flow_insert(&mut self, table: Table, key: &CtKey<F>, value: &CtValue<F>) -> Insert;
     /// Deletes an entry; one that is not there is fine.
     fn flow_delete(&mut self, table: Table, key: &CtKey<F>);
+    /// Some flow was made between these two addresses, or two with the same hash; false is certain. The order does
+    /// not matter. Direct traffic of a backend is told apart from a Service's by this, without a look-up.
+    fn pair_seen(&self, a: F::Addr, b: F::Addr) -> bool;
+    /// Remembers that a flow was made between the client and the backend of the flow in hand.
+    fn mark_pair(&mut self, work: &mut Work<F>);
     /// An interface of the attach set.
     fn iface(&self, ifindex: u32) -> Option<Iface>;
     /// Nanoseconds since boot, coarse.

@@ -247,7 +247,7 @@ impl Family for V6 {
     }
     #[inline(always)]
     fn role_slot(addr: Ip6) -> u32 {
-        role_slot6(addr.addr)
+        role_slot6(&addr)
     }
     #[inline(always)]
     fn sum(addr: Ip6) -> u32 {

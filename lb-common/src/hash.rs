@@ -1,6 +1,7 @@
 //! Hashes that several places must agree on.
 
 use crate::abi::ROLE_BITS;
+use crate::family::Ip6;
 
 /// 2^32 divided by the golden ratio: Fibonacci hashing spreads consecutive addresses.
 const GOLDEN32: u32 = 0x9e37_79b1;
@@ -12,24 +13,23 @@ pub fn role_slot4(addr: [u8; 4]) -> u32 {
     u32::from_le_bytes(addr).wrapping_mul(GOLDEN32) >> (32 - ROLE_BITS)
 }
 
-/// Slot of an IPv6 address (network order) in the role filter.
+/// Slot of an IPv6 address in the role filter. Not inlined: it is everywhere, and a BPF stack is small.
 #[must_use]
-#[inline(always)]
-pub fn role_slot6(addr: [u8; 16]) -> u32 {
-    let [a, b, c, d] = words(addr);
+#[inline(never)]
+pub fn role_slot6(addr: &Ip6) -> u32 {
+    let value = u128::from_le_bytes(addr.addr);
+    let (low, high) = (value as u64, (value >> 64) as u64);
+    let (a, b, c, d) = (low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32);
     let mixed = (a ^ b.rotate_left(16)).wrapping_mul(GOLDEN32) ^ c.rotate_left(8) ^ d;
     mixed.wrapping_mul(GOLDEN32) >> (32 - ROLE_BITS)
 }
 
-/// An IPv6 address as four little-endian words.
+/// Slot of two addresses in the pair filter, given their slots in the role filter; the order does not matter.
+#[must_use]
 #[inline(always)]
-fn words(a: [u8; 16]) -> [u32; 4] {
-    [
-        u32::from_le_bytes([a[0], a[1], a[2], a[3]]),
-        u32::from_le_bytes([a[4], a[5], a[6], a[7]]),
-        u32::from_le_bytes([a[8], a[9], a[10], a[11]]),
-        u32::from_le_bytes([a[12], a[13], a[14], a[15]]),
-    ]
+pub fn pair_slot(a: u32, b: u32) -> u32 {
+    let mixed = (a ^ b).wrapping_mul(0x85eb_ca6b) ^ a.wrapping_add(b);
+    mixed.wrapping_mul(GOLDEN32) >> (32 - ROLE_BITS)
 }
 
 /// The bytes of a role filter for a set of addresses with their roles.
@@ -42,7 +42,7 @@ pub fn role_filter(addresses: impl IntoIterator<Item = (core::net::IpAddr, u8)>)
     for (address, role) in addresses {
         let slot = match address {
             core::net::IpAddr::V4(a) => role_slot4(a.octets()),
-            core::net::IpAddr::V6(a) => role_slot6(a.octets()),
+            core::net::IpAddr::V6(a) => role_slot6(&a.octets().into()),
         };
         if let Some(byte) = roles.get_mut(slot as usize) {
             *byte |= role;

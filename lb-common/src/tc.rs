@@ -116,8 +116,11 @@ pub fn tc_out<F: LoadAddr>(
     }
     let (from, to) = (env.roles(work.packet.src), env.roles(work.packet.dst));
     let service_address = to & ROLE_FRONTEND != 0 || F::near_service_cidr(config, work.packet.dst);
-    let backend = (from | to) & ROLE_BACKEND != 0;
-    if !backend && !service_address && from & (ROLE_FRONTEND | ROLE_NODEPORT) == 0 {
+    // a flow of ours may be between the two; direct traffic of a backend ends here
+    let ours = (from | to) & ROLE_BACKEND != 0 && env.pair_seen(work.packet.src, work.packet.dst);
+    // another masquerade, or this host itself, may have taken a port of the pool
+    let shares_pool = from & ROLE_SNAT != 0 && to & ROLE_BACKEND != 0;
+    if !ours && !shares_pool && !service_address && from & (ROLE_FRONTEND | ROLE_NODEPORT) == 0 {
         return Step::Pass;
     }
     if !parse::<F>(frame, l3, &mut work.packet) {
@@ -126,7 +129,7 @@ pub fn tc_out<F: LoadAddr>(
     if work.packet.fragment == Fragment::Later {
         return Step::Pass;
     }
-    if backend && work.packet.has_ports() {
+    if ours && work.packet.has_ports() {
         work.key = tuple(&work.packet, POS_OUT);
         if let Some(table) = find(env, &work.key, &mut work.value) {
             match follow(env, work, table) {
@@ -135,9 +138,10 @@ pub fn tc_out<F: LoadAddr>(
                 Follow::Anew => {}
             }
         }
-        if to & ROLE_BACKEND != 0 {
-            return Step::ToBackend;
-        }
+    }
+    let to_backend = ours && to & ROLE_BACKEND != 0;
+    if work.packet.has_ports() && (to_backend || shares_pool && in_pool(config, work.packet.sport)) {
+        return Step::ToBackend;
     }
     if service_address {
         return Step::LastWord;

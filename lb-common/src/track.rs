@@ -251,6 +251,7 @@ pub fn claim<F: Family>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Wor
     if work.flow.flags & CT_MOVED != 0 {
         env.count(Counter::FlowMovedPort);
     }
+    env.mark_pair(work);
     work.flow.entry(Role::DnatForward, &mut work.key, &mut work.value);
     match env.flow_insert(Table::Young, &work.key, &work.value) {
         Insert::Done => Claim::New,
@@ -402,6 +403,7 @@ pub fn claim_snat<F: Family>(
     if !claimed {
         return refuse(env, Counter::DropSnatExhausted);
     }
+    env.mark_pair(work);
     work.flow.entry(Role::SnatForward, &mut work.key, &mut work.value);
     if env.flow_insert(table, &work.key, &work.value) == Insert::Exists {
         let new = &work.value;

@@ -11,6 +11,7 @@ use lb_common::counter::Counter;
 use lb_common::env::{Env, Insert, SockEnv, Table, Work};
 use lb_common::family::{Backend, Family, Ip4, Ip6, V4, V6};
 use lb_common::flow::{Role, tag};
+use lb_common::hash::pair_slot;
 use lb_common::track::{Claim, Reserve};
 
 use crate::maps::*;
@@ -33,7 +34,7 @@ macro_rules! env {
         $family:ident, $addr:ty, $svc_key:ident, $aff_key:ident, $key:ident, $value:ident,
         svc $svc:ident, node $node:ident $node_key:ident, cidr $cidr:ident, range $range:ident $range_key:ident,
         be $be:ident, generations $gen:ident, aff $aff:ident, ct $ct:ident, em $em:ident,
-        $refresh:ident $promote:ident $forget:ident $claim:ident $claim_snat:ident $reserve:ident
+        $refresh:ident $promote:ident $forget:ident $claim:ident $claim_snat:ident $reserve:ident $mark_pair:ident
     ) => {
         impl Env<$family> for BpfEnv {
             #[inline(always)]
@@ -149,6 +150,20 @@ macro_rules! env {
             }
 
             #[inline(always)]
+            fn pair_seen(&self, a: $addr, b: $addr) -> bool {
+                match pair(pair_slot($family::role_slot(a), $family::role_slot(b))) {
+                    // SAFETY: a byte of the filter, see `pair`.
+                    Some(byte) => unsafe { *byte != 0 },
+                    None => true,
+                }
+            }
+
+            #[inline(always)]
+            fn mark_pair(&mut self, _work: &mut Work<$family>) {
+                steps::$mark_pair();
+            }
+
+            #[inline(always)]
             fn iface(&self, ifindex: u32) -> Option<Iface> {
                 // SAFETY: as for services.
                 unsafe { LB_IF.get(ifindex) }.copied()
@@ -210,6 +225,23 @@ macro_rules! env {
     };
 }
 
+/// Marks two addresses, given by their slots in the role filter, in the pair filter.
+#[inline(always)]
+pub fn mark(a: u32, b: u32) {
+    if let Some(byte) = pair(pair_slot(a, b)) {
+        // SAFETY: a byte of the filter, see `pair`; everybody writes the same value.
+        unsafe { *byte = 1 };
+    }
+}
+
+/// A byte of the pair filter; the slot is below `ROLE_SIZE`, the mask shows that to the verifier.
+#[inline(always)]
+fn pair(slot: u32) -> Option<*mut u8> {
+    let filter = LB_PAIRS.get_ptr_mut(0)?.cast::<u8>();
+    // SAFETY: inside the filter.
+    Some(unsafe { filter.add((slot & (lb_common::abi::ROLE_SIZE as u32 - 1)) as usize) })
+}
+
 /// A table as an argument of a global function.
 #[inline(always)]
 fn number(table: Table) -> u32 {
@@ -220,13 +252,13 @@ env!(
     V4, Ip4, SvcKey4, AffKey4, CtKey4, CtValue4,
     svc LB_SVC4, node LB_NODE4 Addr4, cidr LB_CIDR4, range LB_RANGE4 RangeKey4,
     be LB_BE4, generations LB_GEN4, aff LB_AFF4, ct LB_CT4, em LB_EM4,
-    lb_refresh4 lb_promote4 lb_forget4 lb_claim4 lb_claim_snat4 lb_reserve4
+    lb_refresh4 lb_promote4 lb_forget4 lb_claim4 lb_claim_snat4 lb_reserve4 lb_mark_pair4
 );
 env!(
     V6, Ip6, SvcKey6, AffKey6, CtKey6, CtValue6,
     svc LB_SVC6, node LB_NODE6 Addr6, cidr LB_CIDR6, range LB_RANGE6 RangeKey6,
     be LB_BE6, generations LB_GEN6, aff LB_AFF6, ct LB_CT6, em LB_EM6,
-    lb_refresh6 lb_promote6 lb_forget6 lb_claim6 lb_claim_snat6 lb_reserve6
+    lb_refresh6 lb_promote6 lb_forget6 lb_claim6 lb_claim_snat6 lb_reserve6 lb_mark_pair6
 );
 
 impl SockEnv for BpfEnv {

@@ -13,8 +13,8 @@ use lb_common::abi::capacity::{
 };
 use lb_common::abi::{
     Addr4, Addr6, AffKey4, AffKey6, AffValue, Backend4, Backend6, CtKey4, CtKey6, CtValue4, CtValue6, Iface,
-    LbConfig, NextHop, RangeKey4, RangeKey6, RoleFilter, SkPeer, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6,
-    SvcValue,
+    LbConfig, NextHop, PairFilter, RangeKey4, RangeKey6, RoleFilter, SkPeer, SkUdpKey, SkUdpValue, SvcKey4,
+    SvcKey6, SvcValue,
 };
 use lb_common::env::Scratch;
 
@@ -23,6 +23,8 @@ const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 pub static LB_CONFIG: Array<LbConfig, 1> = Array::new();
 #[btf_map]
 pub static LB_ROLES: Array<RoleFilter, 1> = Array::new();
+#[btf_map]
+pub static LB_PAIRS: Array<PairFilter, 1> = Array::new();
 
 #[btf_map]
 pub static LB_SVC4: HashMap<SvcKey4, SvcValue, FRONTENDS, NO_PREALLOC> = HashMap::new();

@@ -9,7 +9,7 @@ use lb_common::flow::Role;
 use lb_common::verdict::Verdict;
 use lb_common::{tc, track};
 
-use crate::env::{BpfEnv, config};
+use crate::env::{BpfEnv, config, mark};
 use crate::frame::SkbFrame;
 use crate::maps::LB_SCRATCH;
 
@@ -56,7 +56,7 @@ impl Mine for V6 {
 
 macro_rules! steps {
     (
-        $family:ident: $refresh:ident $promote:ident $forget:ident $claim:ident $claim_snat:ident $reserve:ident
+        $family:ident: $refresh:ident $promote:ident $forget:ident $claim:ident $claim_snat:ident $reserve:ident $mark_pair:ident
         $new_flow:ident $last_word:ident $to_backend:ident $guard_reply:ident $answer:ident $reset:ident
     ) => {
         #[unsafe(no_mangle)]
@@ -111,6 +111,16 @@ macro_rules! steps {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
+        pub extern "C" fn $mark_pair() -> u32 {
+            if let Some(scratch) = scratch() {
+                let flow = &$family::mine(scratch).flow;
+                mark($family::role_slot(flow.client), $family::role_slot(flow.backend));
+            }
+            0
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
         pub extern "C" fn $new_flow(skb: *mut __sk_buff) -> u32 {
             let (Some(config), Some(scratch)) = (config(), scratch()) else { return 0 };
             let mut frame = SkbFrame::new::<$family>(skb, config);
@@ -157,7 +167,7 @@ macro_rules! steps {
     };
 }
 
-steps!(V4: lb_refresh4 lb_promote4 lb_forget4 lb_claim4 lb_claim_snat4 lb_reserve4
+steps!(V4: lb_refresh4 lb_promote4 lb_forget4 lb_claim4 lb_claim_snat4 lb_reserve4 lb_mark_pair4
     lb_new_flow4 lb_last_word4 lb_to_backend4 lb_guard_reply4 lb_answer4 lb_reset4);
-steps!(V6: lb_refresh6 lb_promote6 lb_forget6 lb_claim6 lb_claim_snat6 lb_reserve6
+steps!(V6: lb_refresh6 lb_promote6 lb_forget6 lb_claim6 lb_claim_snat6 lb_reserve6 lb_mark_pair6
     lb_new_flow6 lb_last_word6 lb_to_backend6 lb_guard_reply6 lb_answer6 lb_reset6);

@@ -16,6 +16,8 @@ names! {
         LB_CONFIG = "LB_CONFIG",
         /// [`crate::abi::RoleFilter`].
         LB_ROLES = "LB_ROLES",
+        /// [`crate::abi::PairFilter`].
+        LB_PAIRS = "LB_PAIRS",
         /// IPv4 frontends.
         LB_SVC4 = "LB_SVC4",
         /// IPv6 frontends.

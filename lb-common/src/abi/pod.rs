@@ -13,6 +13,6 @@ macro_rules! pod {
 
 pod!(
     SvcKey4, SvcKey6, SvcValue, RangeKey4, RangeKey6, Addr4, Addr6, Backend4, Backend6, AffKey4, AffKey6,
-    AffValue, LbConfig, RoleFilter, Iface, NextHop, SkPeer, SkUdpKey, SkUdpValue, CtKey4, CtKey6, CtValue4,
-    CtValue6,
+    AffValue, LbConfig, RoleFilter, PairFilter, Iface, NextHop, SkPeer, SkUdpKey, SkUdpValue, CtKey4, CtKey6,
+    CtValue4, CtValue6,
 );

@@ -2,7 +2,7 @@
 
 use core::cell::Cell;
 use core::net::IpAddr;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::vec::Vec;
 
@@ -11,6 +11,7 @@ use crate::counter::Counter;
 use crate::env::{Env, Insert, Scratch, SockEnv, Table, Work};
 use crate::family::{Backend, Family, Ip4, Ip6, V4, V6};
 use crate::flow::tag;
+use crate::hash::pair_slot;
 use crate::packet::LoadAddr;
 
 /// A family with its side of a [`FakeEnv`].
@@ -137,6 +138,8 @@ pub struct FakeEnv {
     pub ifaces: BTreeMap<u32, Iface>,
     /// Bytes of the role filter; shared, so that a clone is cheap.
     pub roles: Arc<Vec<u8>>,
+    /// Slots of the pair filter that are set.
+    pub pairs: BTreeSet<u32>,
     pub correspondents: BTreeMap<SkUdpKey, SkUdpValue>,
     pub now_ns: u64,
     /// State of the generator (SplitMix64).
@@ -155,6 +158,7 @@ impl Default for FakeEnv {
             slots: BTreeMap::new(),
             ifaces: BTreeMap::new(),
             roles: Arc::new(std::vec![0; crate::abi::ROLE_SIZE]),
+            pairs: BTreeSet::new(),
             correspondents: BTreeMap::new(),
             now_ns: 1_000 << 30,
             seed: Cell::new(1),
@@ -232,6 +236,12 @@ impl<F: Side> Env<F> for FakeEnv {
     }
     fn flow_delete(&mut self, table: Table, key: &CtKey<F>) {
         F::side_mut(self).flows_mut(table).remove(key);
+    }
+    fn pair_seen(&self, a: F::Addr, b: F::Addr) -> bool {
+        self.pairs.contains(&pair_slot(F::role_slot(a), F::role_slot(b)))
+    }
+    fn mark_pair(&mut self, work: &mut Work<F>) {
+        self.pairs.insert(pair_slot(F::role_slot(work.flow.client), F::role_slot(work.flow.backend)));
     }
     fn iface(&self, ifindex: u32) -> Option<Iface> {
         self.ifaces.get(&ifindex).copied()
