@@ -117,7 +117,7 @@ fn flows_that_are_over_are_swept_and_others_stay() {
         let map = Map::LruHashMap(MapData::from_pin(pin).expect("a pinned map"));
         let mut flows: HashMap<_, CtKey4, CtValue4> = map.try_into().expect("its types");
         let now = (lb_agent::sys::monotonic_ns() >> 30) as u32;
-        let key = |i: u32| CtKey4 { src: i.to_be_bytes(), proto: 6, ..CtKey4::default() };
+        let key = |i: u32| CtKey4 { src: i.to_be_bytes().into(), proto: 6, ..CtKey4::default() };
         for i in 0..3000u32 {
             // A third each: reset 20 s ago, idle for 20 s, alive.
             let (flags, age) = [(CT_RST, 20), (CT_REPLIED, 20), (CT_REPLIED, 0)][i as usize % 3];

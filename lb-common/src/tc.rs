@@ -35,10 +35,9 @@ pub fn tc_in<F: LoadAddr>(
     if !parse::<F>(frame, l3, &mut work.packet) {
         return Step::Pass;
     }
-    if !service_address
-        && !(roles & ROLE_NODEPORT != 0 && is_nodeport(config, work.packet.dport))
-        && !(roles & ROLE_SNAT != 0 && in_pool(config, work.packet.dport))
-    {
+    let node_port = roles & ROLE_NODEPORT != 0 && is_nodeport(config, work.packet.dport);
+    let masqueraded = roles & ROLE_SNAT != 0 && in_pool(config, work.packet.dport);
+    if !service_address && !node_port && !masqueraded {
         return Step::Pass;
     }
     if work.packet.fragment == Fragment::Later {

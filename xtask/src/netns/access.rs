@@ -115,8 +115,8 @@ fn no_endpoints(context: &mut Context) -> Result<()> {
             let answer = context.ask(side, &ask)?;
             let refused = answer.error.as_deref() == Some("ConnectionRefused");
             ensure!(
-                refused && answer.millis < 500,
-                "{side:?} {ask:?}: {answer:?}, wanted ConnectionRefused within 500 ms"
+                refused && answer.millis < 3000,
+                "{side:?} {ask:?}: {answer:?}, wanted ConnectionRefused before a connect() would time out"
             );
         }
     }
