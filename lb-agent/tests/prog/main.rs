@@ -15,7 +15,9 @@ use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
 use lab::{Lab, sh};
 use lb_agent::datapath::ObjectSource;
-use lb_common::abi::{CT_REPLIED, CtKey4, CtValue4, CtKey6, CtValue6, RoleFilter, ROLE_BACKEND, ROLE_FRONTEND, ROLE_SIZE, names};
+use lb_common::abi::{
+    CT_REPLIED, CtKey4, CtKey6, CtValue4, CtValue6, ROLE_BACKEND, ROLE_FRONTEND, ROLE_SIZE, RoleFilter, names,
+};
 use lb_common::counter::{COUNTERS, Counter};
 use lb_common::env::Hook;
 use lb_common::family::V4;
@@ -54,7 +56,9 @@ impl Kernel {
     fn new(lab: &Lab, world: &World) -> Kernel {
         let ObjectSource::File(object) = lab.options().object else { unreachable!("the lab names a file") };
         let mut loader = EbpfLoader::new();
-        for name in [names::LB_CT4, names::LB_CT6, names::LB_EM4, names::LB_EM6, names::LB_AFF4, names::LB_AFF6] {
+        for name in
+            [names::LB_CT4, names::LB_CT6, names::LB_EM4, names::LB_EM6, names::LB_AFF4, names::LB_AFF6]
+        {
             loader.map_max_entries(name, 1024);
         }
         let mut ebpf = loader.load_file(object).expect("the object loads");
@@ -96,11 +100,18 @@ impl Kernel {
         }
     }
 
-    fn fill(&mut self, w: &World) {
-        let w = w.clone();
+    /// By reference: a filter is a quarter of a megabyte, and a test's stack two.
+    fn filter(&mut self, w: &World) {
         let mut filter = RoleFilter { roles: [0; ROLE_SIZE] };
         filter.roles.copy_from_slice(&w.filter());
-        self.array(names::LB_ROLES, [(0, filter)]);
+        let map = self.ebpf.map_mut(names::LB_ROLES).expect("roles");
+        let mut map: Array<&mut MapData, RoleFilter> = map.try_into().expect("roles");
+        map.set(0, &filter, 0).expect("roles");
+    }
+
+    fn fill(&mut self, w: &World) {
+        let w = w.clone();
+        self.filter(&w);
         self.hash(names::LB_SVC4, w.svc4);
         self.hash(names::LB_SVC6, w.svc6);
         self.hash(names::LB_NODE4, w.node4);
@@ -305,9 +316,15 @@ fn nanoseconds_per_packet() {
             [(Direction::In, 0, Role::DnatForward), (Direction::Out, 1, Role::SnatForward)]
         {
             for proto in [TCP, UDP] {
+                // a client port per direction: the entries of one flow are not those of another
+                let a = at(n.client, 40001 + u16::from(position));
                 let ends = [at(n.external, 80), at(n.remote, 8080)];
                 for (from, to) in [(ends[0], ends[1]), (ends[1], ends[0])] {
-                    let (std::net::SocketAddr::V4(client), std::net::SocketAddr::V4(from), std::net::SocketAddr::V4(to)) = (a, from, to)
+                    let (
+                        std::net::SocketAddr::V4(client),
+                        std::net::SocketAddr::V4(from),
+                        std::net::SocketAddr::V4(to),
+                    ) = (a, from, to)
                     else {
                         unreachable!("IPv4")
                     };
@@ -330,6 +347,8 @@ fn nanoseconds_per_packet() {
                         addr_delta: lb_common::csum::addr_delta::<V4>([key.src, key.dst], [key.src, dst]),
                         port_delta: lb_common::csum::port_delta([key.sport, key.dport], [key.sport, dport]),
                         client_port: key.sport,
+                        aux_addr: dst,
+                        aux_port: dport,
                         backend: 1,
                         generation: world.gen4[0].1,
                         tag: tag(&key),
@@ -339,7 +358,11 @@ fn nanoseconds_per_packet() {
                     };
                     kernel.hash(names::LB_CT4, [(key, value)]);
                 }
-                let frame = PacketBuilder { kind: ACK, payload: vec![0; 64], ..PacketBuilder::new(proto, a, ends[0]) };
+                let frame = PacketBuilder {
+                    kind: ACK,
+                    payload: vec![0; 64],
+                    ..PacketBuilder::new(proto, a, ends[0])
+                };
                 let once = kernel.run(direction, hook, &frame.build(), 1).frame;
                 assert_eq!(once, frame.between(a, ends[1]).build(), "the pair rewrites");
                 let ns = kernel.run(direction, hook, &frame.build(), REPEAT).ns;
