@@ -16,6 +16,9 @@ pub trait Frame {
     /// Corrects the TCP or UDP checksum at `off`: `addr` for the pseudo-header, `port` for the ports. A UDP checksum
     /// of zero (`udp`, RFC 768: none) stays zero, and none becomes zero.
     fn fix_l4(&mut self, off: usize, addr: u16, port: u16, udp: bool) -> Option<()>;
+    /// Makes headers loadable that are in the packet but not in directly readable memory. Costs a copy: for when a
+    /// `load` has failed.
+    fn pull(&mut self);
     /// Cuts or grows the frame to `len` bytes; new bytes are undefined.
     fn resize(&mut self, len: usize) -> Option<()>;
 }
@@ -45,6 +48,8 @@ impl Frame for std::vec::Vec<u8> {
         let new = if udp && new == 0 { 0xffff } else { new };
         self.store(off, &new.to_ne_bytes())
     }
+
+    fn pull(&mut self) {}
 
     fn resize(&mut self, len: usize) -> Option<()> {
         std::vec::Vec::resize(self, len, 0xa5);

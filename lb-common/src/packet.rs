@@ -183,7 +183,11 @@ impl LoadAddr for crate::family::V6 {
 /// False: malformed, truncated, or a protocol without ports that is not ICMP: not the balancer's business, and the
 /// rest of `packet` is not to be used. Not inlined: a BPF stack is small.
 #[inline(never)]
-pub fn parse<F: LoadAddr>(frame: &impl Frame, l3: usize, packet: &mut Packet<F>) -> bool {
+pub fn parse<F: LoadAddr>(frame: &mut impl Frame, l3: usize, packet: &mut Packet<F>) -> bool {
+    if parse_ports(frame, l3, packet).is_some() {
+        return true;
+    }
+    frame.pull();
     parse_ports(frame, l3, packet).is_some()
 }
 
@@ -196,14 +200,21 @@ fn parse_ports<F: LoadAddr>(frame: &impl Frame, l3: usize, packet: &mut Packet<F
         return Some(());
     }
     match proto {
-        TCP | UDP | SCTP => {
+        // up to the checksum, so that a rewrite finds it in memory
+        TCP => {
             let [a, b, c, d] = frame.load(l4)?;
             (packet.sport, packet.dport) = ([a, b], [c, d]);
-            if proto == TCP {
-                [packet.kind] = frame.load(l4 + 13)?;
-            } else if proto == SCTP {
-                [packet.kind] = frame.load(l4 + 12)?;
-            }
+            let [_, flags, ..]: [u8; 8] = frame.load(l4 + 12)?;
+            packet.kind = flags;
+        }
+        UDP => {
+            let [a, b, c, d, ..]: [u8; 8] = frame.load(l4)?;
+            (packet.sport, packet.dport) = ([a, b], [c, d]);
+        }
+        SCTP => {
+            let [a, b, c, d] = frame.load(l4)?;
+            (packet.sport, packet.dport) = ([a, b], [c, d]);
+            [packet.kind] = frame.load(l4 + 12)?;
         }
         _ if proto == F::ICMP => [packet.kind] = frame.load(l4)?,
         _ => return None,

@@ -13,6 +13,9 @@ use lb_common::frame::Frame;
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace` (kernel 6.16): an IPv6 address change cancels itself out in the sum of the
 /// whole packet, so `CHECKSUM_COMPLETE` must not be moved by it.
 const BPF_F_IPV6: u64 = 1 << 7;
+/// Headers that are made readable when some are missing: Ethernet, IPv6 with extension headers or IPv4 with options,
+/// TCP.
+const HEADERS: u32 = 14 + 60 + 60;
 /// No header that we look at begins further in.
 const FAR: usize = 320;
 
@@ -35,7 +38,7 @@ impl SkbFrame {
 
     /// Makes the first `len` bytes readable in place, if the packet is that long and they are not yet.
     #[inline(always)]
-    pub fn pull(&mut self, len: u32) {
+    pub fn need(&mut self, len: u32) {
         let (data, end) = self.bounds();
         if data + len as usize > end {
             // SAFETY: `skb` is the program's context.
@@ -156,6 +159,11 @@ impl Frame for SkbFrame {
             }
         }
         Some(())
+    }
+
+    #[inline(always)]
+    fn pull(&mut self) {
+        self.need(HEADERS);
     }
 
     #[inline(always)]

@@ -14,8 +14,6 @@ use crate::steps::*;
 
 /// On to the next program of the hook, and then the stack (invariant I3): `TC_ACT_OK` would end the chain.
 const NEXT: i32 = -1;
-/// Headers that are made readable in place: Ethernet, IPv6, some extension headers, TCP.
-const HEADERS: u32 = 14 + 40 + 40;
 
 const ETH_P_IP: u32 = u16::to_be(V4::ETHERTYPE) as u32;
 const ETH_P_IPV6: u32 = u16::to_be(V6::ETHERTYPE) as u32;
@@ -60,7 +58,7 @@ macro_rules! hooks {
             fn $name<const L3: usize>(skb: *mut __sk_buff) -> u32 {
                 let (Some(config), Some(scratch)) = (config(), scratch()) else { return Step::Pass as u32 };
                 let mut frame = SkbFrame::new::<$family>(skb, config);
-                frame.pull(HEADERS);
+                frame.need((L3 + $family::ADDRS + 2 * size_of::<<$family as Family>::Addr>()) as u32);
                 scratch.$work.hook = hook::<L3>(skb);
                 $story::<$family>(&mut frame, &mut BpfEnv, config, &mut scratch.$work) as u32
             }
