@@ -109,10 +109,9 @@ fn rewritten<F: Side>(flow: &Flow<F>, role: Role, payload: Vec<u8>) {
     assert_eq!(checksums(&frame, 14), Ok(()));
     let mut wanted = packet.between(end(value.src, value.sport), end(value.dst, value.dport)).build();
     // -0 and +0 are the same checksum, so these bytes may differ
-    for csum in [Some(14 + 10).filter(|_| !F::V6), Some(parsed.l4 + if flow.proto == UDP { 6 } else { 16 })] {
-        if let Some(csum) = csum {
-            wanted[csum..csum + 2].copy_from_slice(&frame[csum..csum + 2]);
-        }
+    let l4 = parsed.l4 + if flow.proto == UDP { 6 } else { 16 };
+    for csum in if F::V6 { vec![l4] } else { vec![14 + 10, l4] } {
+        wanted[csum..csum + 2].copy_from_slice(&frame[csum..csum + 2]);
     }
     assert_eq!(frame, wanted);
 }
