@@ -241,8 +241,19 @@ impl<F: Family> Flow<F> {
                     && value.sport == self.frontend_port
                     && value.dport == self.client_port
             }
-            Role::SnatForward => value.src == self.snat && value.sport == self.snat_port,
-            Role::SnatReply => value.dst == self.client && value.dport == self.moved_port,
+            // the frontend, too: a client may use one source port towards two frontends of one backend
+            Role::SnatForward => {
+                value.src == self.snat
+                    && value.sport == self.snat_port
+                    && value.aux_addr == self.frontend
+                    && value.aux_port == self.frontend_port
+            }
+            Role::SnatReply => {
+                value.dst == self.client
+                    && value.dport == self.moved_port
+                    && value.aux_addr == self.frontend
+                    && value.aux_port == self.frontend_port
+            }
         }
     }
 }
