@@ -81,7 +81,7 @@ pub struct RunArgs {
     /// Folder with Service, EndpointSlice, Node and ServiceCIDR manifests (*.yaml, *.yml, *.json), watched for changes
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
-    /// Read the objects from the API server of this kubeconfig
+    /// The API server of this kubeconfig as the source: not yet available, use --manifests
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), as kube-proxy takes it

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::path::Path;
 
+use lb_common::abi::names;
 use lb_common::counter::Counter;
 use tokio::sync::watch;
 use tracing::{error, warn};
@@ -14,10 +16,11 @@ use crate::config::{KernelArgs, RunConfig};
 use crate::datapath::{self, Datapath, Options};
 use crate::desired::Desired;
 use crate::gc::{Sweeper, Timeouts};
-use crate::kernel::{ApplyReport, AttachReport, Kernel, KernelError};
+use crate::kernel::{ApplyReport, AttachReport, Kernel, KernelError, Usage};
 use crate::links::{Attachment, NodeNet};
 use crate::model::settings::SocketLb;
 use crate::net;
+use crate::sys::bpf::RawMap;
 
 /// Flow entries that one sweep looks at: a pass over a full table of a million takes about a minute.
 const SWEEP: u32 = 16_384;
@@ -30,6 +33,8 @@ pub struct NodeKernel {
     sweeper: Sweeper,
     sockets: SocketLb,
     sockets_done: bool,
+    /// Live entries of the flow tables, by the last whole sweep.
+    flows: BTreeMap<&'static str, u64>,
 }
 
 /// Opens the data path: loads the programs, and reads the tables that are there.
@@ -40,7 +45,14 @@ pub fn open(config: &RunConfig) -> Result<NodeKernel, KernelError> {
     let datapath = Datapath::open(&options(&config.kernel, &config.settings.node_name)).map_err(said)?;
     let applier = Applier::new(datapath.maps().map_err(said)?).map_err(said)?;
     let sweeper = Sweeper::open(datapath.pin_folder(), Timeouts::default()).map_err(said)?;
-    Ok(NodeKernel { datapath, applier, sweeper, sockets: config.settings.socket_lb, sockets_done: false })
+    Ok(NodeKernel {
+        datapath,
+        applier,
+        sweeper,
+        sockets: config.settings.socket_lb,
+        sockets_done: false,
+        flows: BTreeMap::new(),
+    })
 }
 
 /// The tables as the pins hold them, without loading or attaching anything.
@@ -51,6 +63,57 @@ pub fn read(kernel: &KernelArgs) -> Result<Desired, KernelError> {
     let folder = kernel.bpffs.join(lb_common::abi::names::PIN_FOLDER);
     let maps = BpfMaps::open(&folder).map_err(said)?;
     Ok(Applier::new(maps).map_err(said)?.actual().clone())
+}
+
+/// What the pins tell without an agent: the tables, how full they are, and the counters.
+///
+/// # Errors
+/// As [`read`].
+pub fn look(kernel: &KernelArgs) -> Result<Look, KernelError> {
+    let desired = read(kernel)?;
+    let folder = kernel.bpffs.join(names::PIN_FOLDER);
+    let usage = usage(&folder, &desired, &BTreeMap::new());
+    let counters = named(Datapath::read_counters(&kernel.bpffs).map_err(said)?);
+    Ok(Look { desired, usage, counters })
+}
+
+/// See [`look`].
+#[derive(Debug)]
+pub struct Look {
+    /// The tables.
+    pub desired: Desired,
+    /// How full they are.
+    pub usage: Vec<Usage>,
+    /// Counters by name.
+    pub counters: Vec<(&'static str, u64)>,
+}
+
+/// Counters with their names.
+fn named(rows: Vec<u64>) -> Vec<(&'static str, u64)> {
+    Counter::ALL.iter().map(|counter| counter.name()).zip(rows).collect()
+}
+
+/// How full the tables are; `flows` has the ones that the kernel fills, as far as they were counted. A table that
+/// can't be opened is left out.
+fn usage(folder: &Path, tables: &Desired, flows: &BTreeMap<&'static str, u64>) -> Vec<Usage> {
+    let written = [
+        (names::LB_SVC4, tables.services4.len()),
+        (names::LB_SVC6, tables.services6.len()),
+        (names::LB_BE4, tables.backends4.len()),
+        (names::LB_BE6, tables.backends6.len()),
+        (names::LB_SLOTS, tables.slots.len()),
+        (names::LB_RANGE4, tables.ranges4.len()),
+        (names::LB_RANGE6, tables.ranges6.len()),
+        (names::LB_IF, tables.interfaces.len()),
+    ];
+    let filled = [names::LB_CT4, names::LB_CT6, names::LB_EM4, names::LB_EM6];
+    let written = written.into_iter().map(|(table, used)| (table, u64::try_from(used).ok()));
+    let all = written.chain(filled.into_iter().map(|table| (table, flows.get(table).copied())));
+    all.filter_map(|(table, used)| {
+        let map = RawMap::open(&folder.join(table)).ok()?;
+        Some(Usage { table, used, capacity: u64::from(map.info().max_entries) })
+    })
+    .collect()
 }
 
 /// Removes everything from the kernel.
@@ -115,9 +178,22 @@ impl Kernel for NodeKernel {
 
     fn attach(&mut self, net: &NodeNet, attachments: &BTreeMap<u32, Attachment>) -> AttachReport {
         let report: datapath::AttachReport = self.datapath.attach(net, attachments);
-        let mut failures = lines(&report.errors);
+        let (mut interfaces, mut failures) = (Vec::new(), Vec::new());
+        let name = |index: &u32| net.links.get(index).map_or_else(|| index.to_string(), |l| l.name.clone());
+        let mut failed = std::collections::BTreeSet::new();
+        for error in &report.errors {
+            match error.interface.parse::<u32>() {
+                Ok(index) => {
+                    failed.insert(index);
+                    failures.push(format!("{} ({error})", name(&index)));
+                }
+                Err(_not_a_number) => failures.push(error.to_string()),
+            }
+        }
+        interfaces.extend(attachments.keys().filter(|index| !failed.contains(index)).map(name));
+        interfaces.sort();
         failures.extend(self.sockets());
-        AttachReport { attached: attachments.len(), failures }
+        AttachReport { attached: interfaces.len(), interfaces, failures }
     }
 
     fn apply(&mut self, desired: &Desired) -> ApplyReport {
@@ -127,7 +203,7 @@ impl Kernel for NodeKernel {
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
         match self.datapath.counters() {
-            Ok(rows) => Counter::ALL.iter().map(|counter| counter.name()).zip(rows).collect(),
+            Ok(rows) => named(rows),
             Err(error) => {
                 warn!(%error, "The counters cannot be read");
                 Vec::new()
@@ -135,9 +211,14 @@ impl Kernel for NodeKernel {
         }
     }
 
+    fn usage(&self) -> Vec<Usage> {
+        usage(self.datapath.pin_folder(), self.applier.actual(), &self.flows)
+    }
+
     fn sweep(&mut self) {
-        if let Err(error) = self.sweeper.step(SWEEP) {
-            warn!(%error, "Flow tables cannot be swept");
+        match self.sweeper.step(SWEEP) {
+            Ok(report) => self.flows.extend(report.finished.map(|o| (o.table, o.live))),
+            Err(error) => warn!(%error, "Flow tables cannot be swept"),
         }
     }
 }

@@ -27,8 +27,21 @@ pub struct ApplyReport {
 pub struct AttachReport {
     /// Interfaces that carry our programs now.
     pub attached: usize,
+    /// Their names, sorted.
+    pub interfaces: Vec<String>,
     /// What failed, with interface and program; empty = exactly the attach set carries our programs.
     pub failures: Vec<String>,
+}
+
+/// How full a table is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    /// The table's name.
+    pub table: &'static str,
+    /// Entries in use; `None` = not counted yet (flow tables are counted by whole sweeps).
+    pub used: Option<u64>,
+    /// Entries that fit.
+    pub capacity: u64,
 }
 
 /// The kernel side of the agent. Implemented by the data path, and in memory by the tests of [`crate::run`].
@@ -57,6 +70,11 @@ pub trait Kernel: Send + 'static {
 
     /// Counters by name, ever increasing while the tables live.
     fn counters(&self) -> Vec<(&'static str, u64)>;
+
+    /// How full the tables are that can fill up.
+    fn usage(&self) -> Vec<Usage> {
+        Vec::new()
+    }
 
     /// Deletes a bounded slice of what has ended or expired in the flow tables.
     fn sweep(&mut self);

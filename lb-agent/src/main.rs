@@ -51,7 +51,10 @@ fn status(args: &StatusArgs) -> Result<()> {
         Ok(status) => status,
         Err(error) => {
             eprintln!("no agent answers ({error}); this is what the kernel holds");
-            json!({"serving": "by the kernel alone", "tables": Tables::of(&glue::read(&args.kernel)?)})
+            let look = glue::look(&args.kernel)?;
+            let counters: std::collections::BTreeMap<_, _> = look.counters.into_iter().collect();
+            let tables = Tables::of(&look.desired);
+            json!({"serving": "by the kernel alone", "tables": tables, "usage": look.usage, "counters": counters})
         }
     };
     print!("{}", if args.json { format!("{status}\n") } else { client::text(&status) });

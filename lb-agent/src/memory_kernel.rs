@@ -50,10 +50,10 @@ impl Kernel for MemoryKernel {
         memory.order.push("attach");
         if memory.failing_attaches > 0 {
             memory.failing_attaches -= 1;
-            return AttachReport { attached: 0, failures: vec!["eth0: no".to_owned()] };
+            return AttachReport { failures: vec!["eth0: no".to_owned()], ..AttachReport::default() };
         }
         memory.attached = attachments.keys().copied().collect();
-        AttachReport { attached: attachments.len(), failures: Vec::new() }
+        AttachReport { attached: attachments.len(), ..AttachReport::default() }
     }
 
     fn apply(&mut self, desired: &Desired) -> ApplyReport {

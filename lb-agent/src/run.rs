@@ -102,9 +102,13 @@ struct Worker<K> {
     ids: IdTable,
     /// The kernel's tables were read and their ids taken over.
     restored: bool,
+    /// Something changed since the last cycle.
     dirty: bool,
-    /// No apply before.
+    /// When a change may be programmed.
     earliest: Instant,
+    /// When the last cycle, which failed, is to be tried again. A change does not wait for it: what fails may be
+    /// somebody else's.
+    retry_at: Option<Instant>,
     retry: Duration,
     /// Zero of the clock of the id table.
     born: Instant,
@@ -135,6 +139,7 @@ impl<K: Kernel> Worker<K> {
             restored: false,
             dirty: false,
             earliest: Instant::now(),
+            retry_at: None,
             retry: FIRST_RETRY,
             born: Instant::now(),
         }
@@ -142,7 +147,11 @@ impl<K: Kernel> Worker<K> {
 
     /// When the next cycle is to begin; `None` = there is nothing to do or something to wait for.
     fn due(&self) -> Option<Instant> {
-        (self.dirty && self.net_known && self.store.in_sync()).then_some(self.earliest)
+        if !self.net_known || !self.store.in_sync() {
+            return None;
+        }
+        let change = self.dirty.then_some(self.earliest);
+        change.into_iter().chain(self.retry_at).min()
     }
 
     fn take(&mut self, event: Event) {
@@ -197,7 +206,8 @@ impl<K: Kernel> Worker<K> {
         let attached = self.kernel.attach(&net, &attachments);
         debug!(changed = applied.changed, attached = attached.attached, "Applied");
         let complete = applied.failures.is_empty() && attached.failures.is_empty();
-        if applied.failures.is_empty() {
+        let programmed = applied.failures.is_empty();
+        if programmed {
             self.ids.applied(self.born.elapsed());
         }
         let node = snapshot.nodes.get(&self.settings.node_name);
@@ -207,7 +217,8 @@ impl<K: Kernel> Worker<K> {
         self.metrics.applied_in(started.elapsed().as_secs_f64());
         self.status.send_modify(|s| {
             s.eligible = !node.is_some_and(|n| n.leaving);
-            if complete {
+            // an interface that refuses says nothing about endpoints
+            if programmed {
                 s.health_checks = checks;
             }
             s.applied(applied, attached, Tables::of(&desired), issues);
@@ -240,25 +251,27 @@ impl<K: Kernel> Worker<K> {
 
     /// Sets when the next cycle may begin.
     fn finish(&mut self, complete: bool) {
-        self.dirty = !complete;
+        self.dirty = false;
+        self.earliest = Instant::now() + self.settings.min_sync;
         if complete {
             self.retry = FIRST_RETRY;
-            self.earliest = Instant::now() + self.settings.min_sync;
+            self.retry_at = None;
         } else {
             warn!(
                 retry_ms = u64::try_from(self.retry.as_millis()).unwrap_or(u64::MAX),
                 "Apply failed, see /status"
             );
-            self.earliest = Instant::now() + self.retry;
+            self.retry_at = Some(Instant::now() + self.retry);
             self.retry = (self.retry * 2).min(self.settings.sync);
         }
     }
 
     fn tick(&mut self) {
         self.kernel.sweep();
-        let counters = self.kernel.counters();
+        let (counters, usage) = (self.kernel.counters(), self.kernel.usage());
         self.status.send_if_modified(|s| {
             s.counters = counters;
+            s.usage = usage;
             false
         });
     }

@@ -145,6 +145,25 @@ async fn b143_a_failed_apply_is_tried_again_with_growing_pauses_until_it_is_done
 }
 
 #[tokio::test(start_paused = true)]
+async fn b143_what_fails_for_long_does_not_hold_up_later_changes() {
+    let kernel = MemoryKernel::default();
+    kernel.0.lock().unwrap().failing_attaches = usize::MAX;
+    let agent = start(kernel);
+    agent.in_sync().await;
+    agent.pause(200_000).await;
+    let mut before = agent.applies();
+    while agent.applies() == before {
+        agent.pause(100).await;
+    }
+    before += 1;
+    agent.pause(5_000).await;
+    assert_eq!(agent.applies(), before, "the pauses have grown");
+    agent.service("a", "10.200.0.1").await;
+    assert_eq!((agent.applies(), agent.frontends()), (before + 1, 2), "at once");
+    assert!(!agent.status().serving);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_attach_is_not_served_and_tried_again() {
     let kernel = MemoryKernel::default();
     kernel.0.lock().unwrap().failing_attaches = 1;

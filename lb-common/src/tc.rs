@@ -318,7 +318,8 @@ fn answer_for<F: LoadAddr>(work: &mut Work<F>, reason: Counter) -> Step {
     Step::Answer
 }
 
-/// Answers the packet in hand with an ICMP error from the interface's own address, within the rate.
+/// Answers the packet in hand with an ICMP error, within the rate: from the interface's own address; to this host
+/// itself from the packet's destination, since its own address as a source from outside would be a martian.
 #[inline(always)]
 pub fn answer<F: LoadAddr>(
     frame: &mut impl Frame,
@@ -335,7 +336,8 @@ pub fn answer<F: LoadAddr>(
         return Verdict::Drop;
     }
     let from = env.iface(work.hook.ifindex).map_or(F::ZERO, |iface| F::snat_addr(&iface));
-    let from = if from == F::ZERO || from == work.packet.src { work.packet.dst } else { from };
+    let local = work.hook.ingress_ifindex == 0;
+    let from = if local || from == F::ZERO { work.packet.dst } else { from };
     reply(env, reject::port_unreachable(frame, &work.packet, &mut work.quote, from))
 }
 

@@ -143,7 +143,8 @@ pub fn refresh<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Tabl
             let owned = flow.owns(role, value);
             if owned {
                 value.last_tick = flow.last_tick;
-                value.flags = flow.flags;
+                // the other direction may have set bits since this entry was copied; a reset can be taken back
+                value.flags = (value.flags & !CT_RST) | flow.flags;
                 // the SNAT pair may have been made since this entry was written
                 if matches!(role, Role::DnatForward | Role::DnatReply) && flow.has_snat() {
                     (value.aux_addr, value.aux_port) = (flow.snat, flow.snat_port);

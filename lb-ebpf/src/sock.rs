@@ -234,9 +234,7 @@ where
     let to = port(sa);
     match connect::<F>(&mut BpfEnv, config, known(source, F::ZERO), addr, to, proto) {
         SockVerdict::Leave => {
-            if proto == UDP {
-                unremember(ctx);
-            }
+            unremember(ctx);
             PROCEED
         }
         SockVerdict::Refuse(_) => refuse(),
@@ -303,7 +301,20 @@ fn receive_from<F: SockFamily>(ctx: &SockAddrContext, addr: F::Addr, set: impl F
         set_port(sa, port);
         return;
     }
-    peer_of::<F>(ctx, set);
+    // a socket whose connection was dissolved hears others than its former peer
+    if is_connected(sa) {
+        peer_of::<F>(ctx, set);
+    }
+}
+
+/// The socket has a peer.
+#[inline(always)]
+fn is_connected(sa: *mut bpf_sock_addr) -> bool {
+    // SAFETY: the program's context; the verifier checks the socket pointer for null where we do.
+    unsafe {
+        let sk = (*sa).__bindgen_anon_1.sk;
+        !sk.is_null() && (*sk).dst_port != 0
+    }
 }
 
 /// The frontend that a connected socket was aimed at.

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use lb_common::abi::names;
 
 use crate::desired::Desired;
+use crate::plan::roles::LINGER;
 use diff::Delta;
 use mapset::{MapSet, Table, for_each_table};
 
@@ -94,6 +95,9 @@ pub struct Applier<M> {
     /// `roles` is not kept here: the filter holds hashes of addresses.
     actual: Desired,
     roles: Vec<u8>,
+    /// The role filter as the last agent left it, until that time: addresses whose Service or endpoint went before
+    /// the restart may have live flows, and only that filter still knows them.
+    inherited: (Vec<u8>, Instant),
 }
 
 macro_rules! read_back {
@@ -192,7 +196,8 @@ impl<M: MapSet> Applier<M> {
     /// A table could not be read; nothing was changed.
     pub fn new(mut maps: M) -> Result<Self, ApplyError> {
         let (actual, roles) = read_back(&mut maps)?;
-        Ok(Applier { maps, actual, roles })
+        let inherited = (roles.clone(), Instant::now() + LINGER);
+        Ok(Applier { maps, actual, roles, inherited })
     }
 
     /// What the tables hold, as far as this agent read and wrote them. Its `roles` are empty: the filter can't be
@@ -283,11 +288,18 @@ impl<M: MapSet> Applier<M> {
     }
 
     fn add_roles(&mut self, desired: &Desired, report: &mut ApplyReport) -> bool {
-        let mut union = role_bytes(desired);
-        for (byte, old) in union.iter_mut().zip(&self.roles) {
-            *byte |= old;
+        let roles = union(self.wanted_roles(desired), &self.roles);
+        self.write_roles(roles, report)
+    }
+
+    /// The bits of `desired`, and the inherited ones for a time. A bit too many costs a look-up, one that is missing
+    /// loses a flow.
+    fn wanted_roles(&mut self, desired: &Desired) -> Vec<u8> {
+        let (inherited, until) = &mut self.inherited;
+        if !inherited.is_empty() && Instant::now() >= *until {
+            *inherited = Vec::new();
         }
-        self.write_roles(union, report)
+        union(role_bytes(desired), inherited)
     }
 
     fn write_frontends(&mut self, desired: &Desired, report: &mut ApplyReport) -> bool {
@@ -295,7 +307,8 @@ impl<M: MapSet> Applier<M> {
     }
 
     fn remove_rest(&mut self, desired: &Desired, report: &mut ApplyReport) -> bool {
-        let roles = self.write_roles(role_bytes(desired), report);
+        let roles = self.wanted_roles(desired);
+        let roles = self.write_roles(roles, report);
         let others = each!(
             self, desired, report, sweep, backends4 LB_BE4, backends6 LB_BE6, ranges4 LB_RANGE4, ranges6 LB_RANGE6,
             cidrs4 LB_CIDR4, cidrs6 LB_CIDR6, node4 LB_NODE4, node6 LB_NODE6, interfaces LB_IF, namespaces LB_NETNS,
@@ -314,6 +327,11 @@ impl<M: MapSet> Applier<M> {
         }
         complete
     }
+}
+
+fn union(mut roles: Vec<u8>, more: &[u8]) -> Vec<u8> {
+    roles.iter_mut().zip(more).for_each(|(byte, more)| *byte |= more);
+    roles
 }
 
 fn role_bytes(desired: &Desired) -> Vec<u8> {

@@ -77,7 +77,6 @@ fn assert_holds(state: &State, desired: &Desired) {
     assert_eq!(state.tables.backends4, desired.backends4);
     assert!(desired.slots.iter().all(|(slot, id)| state.tables.slots.get(slot) == Some(id)));
     assert!(desired.generations4.iter().all(|(id, g)| state.tables.generations4.get(id) == Some(g)));
-    assert_eq!(state.roles, super::role_bytes(desired));
 }
 
 proptest! {
@@ -93,6 +92,7 @@ proptest! {
             let done = (0..400).any(|_| applier.apply(&desired).complete());
             prop_assert!(done, "it does not converge");
             assert_holds(&state.borrow(), &desired);
+            prop_assert_eq!(&state.borrow().roles, &super::role_bytes(&desired));
             let before = state.borrow().ops;
             let again = applier.apply(&desired);
             prop_assert!(again.changed.is_empty() && state.borrow().ops == before, "applying again does something");
@@ -104,11 +104,18 @@ proptest! {
         let (maps, state) = FakeMaps::new(1, 0, invariants);
         let mut first = Applier::new(maps).expect("reading memory");
         prop_assert!(first.apply(&desired(&old, 0)).complete());
+        let left = state.borrow().roles.clone();
         let maps = first.maps;
         let mut second = Applier::new(maps).expect("reading memory");
         let wanted = desired(&new, 1);
         prop_assert!(second.apply(&wanted).complete());
         assert_holds(&state.borrow(), &wanted);
+        // flows of what went before the restart are still found, for as long as they may live
+        let roles = super::role_bytes(&wanted);
+        prop_assert_eq!(&state.borrow().roles, &super::union(roles.clone(), &left));
+        second.inherited.1 = std::time::Instant::now();
+        prop_assert!(second.apply(&wanted).complete());
+        prop_assert_eq!(&state.borrow().roles, &roles);
     }
 }
 

@@ -210,6 +210,14 @@ impl Datapath {
         counters::read(&self.pins.map(names::LB_COUNTERS))
     }
 
+    /// As [`Datapath::counters`], of the maps that are pinned below a bpffs mount point.
+    ///
+    /// # Errors
+    /// The map is missing or can't be read.
+    pub fn read_counters(bpffs: &Path) -> io::Result<Vec<u64>> {
+        counters::read(&Pins::new(bpffs).map(names::LB_COUNTERS))
+    }
+
     /// Removes everything from the kernel that an agent on this bpffs left, and restores
     /// `ip_local_reserved_ports`. Nothing to remove is fine. Goes on after an error; the report tells.
     ///

@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use lb_common::counter::Counter;
 use serde_json::Value;
 
 /// How long an agent may take.
@@ -27,7 +28,7 @@ pub fn ask(agent: SocketAddr) -> io::Result<Value> {
     serde_json::from_str(body).map_err(|_syntax| strange("did not answer with a status"))
 }
 
-/// The answer of [`ask`] for people.
+/// The answer of [`ask`] for people; what JSON has, but for counters at zero.
 #[must_use]
 pub fn text(status: &Value) -> String {
     let word = |key: &str| match status.get(key) {
@@ -35,21 +36,87 @@ pub fn text(status: &Value) -> String {
         Some(Value::Null) | None => "unknown".to_owned(),
         Some(other) => other.to_string(),
     };
-    let mut lines = vec![
-        format!("node       {} (mode {})", word("node"), word("mode")),
-        format!("in sync    {}", word("inSync")),
-        format!("serving    {}", word("serving")),
-        format!("attached   {} interfaces", word("attached")),
-    ];
-    let tables = status.get("tables").and_then(Value::as_object).into_iter().flatten();
-    lines.extend(tables.map(|(name, rows)| format!("  {name:<18} {rows}")));
-    let failures = status.get("failures").and_then(Value::as_array).into_iter().flatten();
-    lines.extend(failures.filter_map(Value::as_str).map(|failure| format!("FAILED     {failure}")));
-    for issue in status.get("issues").and_then(Value::as_array).into_iter().flatten() {
+    let mut lines = Vec::new();
+    if status.get("node").is_some() {
+        lines.push(format!("node       {} (mode {})", word("node"), word("mode")));
+        lines.push(format!("in sync    {}{}", word("inSync"), awaited(status)));
+    }
+    lines.push(format!("serving    {}", word("serving")));
+    if status.get("attached").is_some() {
+        let names: Vec<&str> = array(status, "interfaces").filter_map(Value::as_str).collect();
+        lines.push(format!("attached   {} interfaces: {}", word("attached"), names.join(" ")));
+    }
+    lines.extend(array(status, "failures").filter_map(Value::as_str).map(|f| format!("FAILED     {f}")));
+    for issue in array(status, "issues") {
         let part = |key: &str| issue.get(key).and_then(Value::as_str).unwrap_or_default();
         let field = if part("field").is_empty() { String::new() } else { format!(", {}", part("field")) };
         lines.push(format!("{:<10} {}{field}: {}", part("severity"), part("object"), part("problem")));
         lines.push(format!("           -> {}", part("cure")));
     }
+    lines.push("tables     used of capacity".to_owned());
+    for row in array(status, "usage") {
+        let number = |key: &str| row.get(key).and_then(Value::as_u64);
+        let table = row.get("table").and_then(Value::as_str).unwrap_or_default();
+        let used = number("used").map_or_else(|| "not counted".to_owned(), |used| used.to_string());
+        lines.push(format!("  {table:<10} {used:>11} of {}", number("capacity").unwrap_or_default()));
+    }
+    lines.push("counters   since the tables were made; those at zero are left out".to_owned());
+    let counters = status.get("counters").and_then(Value::as_object).into_iter().flatten();
+    for (name, value) in counters.filter(|(_, value)| value.as_u64() != Some(0)) {
+        let known = Counter::ALL.iter().find(|counter| counter.name() == name);
+        let value = value.as_u64().unwrap_or_default();
+        lines.push(format!("  {name:<24} {value:>9}  {}", known.map_or("", |c| c.help().trim())));
+    }
     lines.join("\n") + "\n"
+}
+
+/// What is waited for, in brackets; empty = nothing.
+fn awaited(status: &Value) -> String {
+    let names: Vec<&str> = array(status, "awaited").filter_map(Value::as_str).collect();
+    if names.is_empty() { String::new() } else { format!(" (waiting for {})", names.join(", ")) }
+}
+
+fn array<'a>(status: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
+    status.get(key).and_then(Value::as_array).into_iter().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Usage;
+    use crate::plan::issue::{Issue, Severity};
+    use crate::status::Status;
+
+    #[test]
+    fn people_see_what_is_served_what_is_wrong_and_what_was_dropped() {
+        let status = Status {
+            node: "n1".to_owned(),
+            attached: 2,
+            interfaces: vec!["eth0".to_owned(), "veth1".to_owned()],
+            awaited: vec!["Network".to_owned()],
+            failures: vec!["eth1: no".to_owned()],
+            issues: vec![Issue::new(Severity::Error, "Service a/b", "spec.ports", "is bad", "mend it")],
+            usage: vec![
+                Usage { table: "LB_SVC4", used: Some(7), capacity: 64 },
+                Usage { table: "LB_CT4", used: None, capacity: 128 },
+            ],
+            counters: vec![("drop_no_snat_address", 3), ("new_flows", 0)],
+            ..Status::default()
+        };
+        let text = text(&serde_json::to_value(&status).unwrap());
+        for part in [
+            "node       n1",
+            "(waiting for Network)",
+            "2 interfaces: eth0 veth1",
+            "FAILED     eth1: no",
+            "Service a/b, spec.ports: is bad",
+            "-> mend it",
+            "LB_SVC4              7 of 64",
+            "LB_CT4     not counted of 128",
+            "drop_no_snat_address             3  Dropped: the interface has no address to masquerade to.",
+        ] {
+            assert!(text.contains(part), "{part:?} in\n{text}");
+        }
+        assert!(!text.contains("new_flows"), "{text}");
+    }
 }

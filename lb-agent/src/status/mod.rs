@@ -15,7 +15,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::desired::Desired;
-use crate::kernel::{ApplyReport, AttachReport};
+use crate::kernel::{ApplyReport, AttachReport, Usage};
 use crate::plan::issue::Issue;
 use crate::status::healthcheck::HealthCheck;
 use crate::store::Changed;
@@ -52,8 +52,12 @@ pub struct Status {
     pub issues: Vec<Issue>,
     /// Rows of each table.
     pub tables: Tables,
+    /// How full the kernel's tables are.
+    pub usage: Vec<Usage>,
     /// Interfaces that carry programs.
     pub attached: usize,
+    /// Their names.
+    pub interfaces: Vec<String>,
     /// Changes seen (B140).
     pub service_changes: u64,
     /// As `service_changes`, for EndpointSlices.
@@ -154,6 +158,7 @@ impl Status {
     pub fn applied(&mut self, apply: ApplyReport, attach: AttachReport, tables: Tables, issues: Vec<Issue>) {
         self.applies += 1;
         self.attached = attach.attached;
+        self.interfaces = attach.interfaces;
         self.failures = apply.failures.into_iter().chain(attach.failures).collect();
         self.issues = issues;
         if !self.failures.is_empty() {
