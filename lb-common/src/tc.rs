@@ -13,6 +13,32 @@ use crate::reject;
 use crate::track::{Claim, Follow, begin, find, follow, in_pool};
 use crate::verdict::{Step, Verdict};
 
+/// Whether a packet on its way in may be the balancer's business: its destination may be a frontend, a SNAT address or
+/// inside a service CIDR (invariant I5). Asked before anything else; `false` is certain.
+#[inline(always)]
+pub fn concerns_in<F: LoadAddr>(frame: &impl Frame, env: &impl Env<F>, config: &LbConfig, l3: usize) -> bool {
+    let Some(dst) = F::load_address(frame, l3 + F::ADDRS + size_of::<F::Addr>()) else { return false };
+    env.roles(dst) & (ROLE_FRONTEND | ROLE_NODEPORT | ROLE_SNAT) != 0 || F::near_service_cidr(config, dst)
+}
+
+/// Whether a packet on its way out may be the balancer's business (invariant I5): a flow of ours may be between its
+/// addresses, or its source or destination may be a frontend. `false` is certain.
+#[inline(always)]
+pub fn concerns_out<F: LoadAddr>(
+    frame: &impl Frame,
+    env: &impl Env<F>,
+    config: &LbConfig,
+    l3: usize,
+) -> bool {
+    let Some(src) = F::load_address(frame, l3 + F::ADDRS) else { return false };
+    let Some(dst) = F::load_address(frame, l3 + F::ADDRS + size_of::<F::Addr>()) else { return false };
+    let (from, to) = (env.roles(src), env.roles(dst));
+    (from & (ROLE_FRONTEND | ROLE_NODEPORT) | to & ROLE_FRONTEND) != 0
+        || from & ROLE_SNAT != 0 && to & ROLE_BACKEND != 0
+        || (from | to) & ROLE_BACKEND != 0 && env.pair_seen(src, dst)
+        || F::near_service_cidr(config, dst)
+}
+
 /// A packet on its way in: DNAT of requests, un-SNAT of replies.
 ///
 /// Looks further only for a destination that is a frontend, a SNAT address or inside a service CIDR (invariant I5).

@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
 use lb_common::env::Hook;
 use lb_common::family::{Family, V4, V6};
-use lb_common::tc::{tc_in, tc_out};
+use lb_common::tc::{concerns_in, concerns_out, tc_in, tc_out};
 use lb_common::verdict::Step;
 
 use crate::env::{BpfEnv, config};
@@ -51,14 +51,18 @@ pub fn egress<const L3: usize>(ctx: &TcContext) -> i32 {
 }
 
 macro_rules! hooks {
-    ($($name:ident $story:ident $family:ident $work:ident;)*) => {
+    ($($name:ident $concerns:ident $story:ident $family:ident $work:ident;)*) => {
         $(
             /// One family at one hook: a function of its own, so that its stack is free again when a rare step runs.
             #[inline(never)]
             fn $name<const L3: usize>(skb: *mut __sk_buff) -> u32 {
-                let (Some(config), Some(scratch)) = (config(), scratch()) else { return Step::Pass as u32 };
+                let Some(config) = config() else { return Step::Pass as u32 };
                 let mut frame = SkbFrame::new::<$family>(skb, config);
                 frame.need((L3 + $family::ADDRS + 2 * size_of::<<$family as Family>::Addr>()) as u32);
+                if !$concerns::<$family>(&frame, &BpfEnv, config, L3) {
+                    return Step::Pass as u32;
+                }
+                let Some(scratch) = scratch() else { return Step::Pass as u32 };
                 scratch.$work.hook = hook::<L3>(skb);
                 $story::<$family>(&mut frame, &mut BpfEnv, config, &mut scratch.$work) as u32
             }
@@ -67,10 +71,10 @@ macro_rules! hooks {
 }
 
 hooks! {
-    in4 tc_in V4 v4;
-    in6 tc_in V6 v6;
-    out4 tc_out V4 v4;
-    out6 tc_out V6 v6;
+    in4 concerns_in tc_in V4 v4;
+    in6 concerns_in tc_in V6 v6;
+    out4 concerns_out tc_out V4 v4;
+    out6 concerns_out tc_out V6 v6;
 }
 
 #[inline(always)]
