@@ -104,7 +104,7 @@ fn rewritten<F: Side>(flow: &Flow<F>, role: Role, payload: Vec<u8>) {
     let mut frame = packet.build();
     let mut parsed = Default::default();
     assert!(lb_common::packet::addresses::<F>(&frame, 14, &mut parsed));
-    assert!(lb_common::packet::parse::<F>(&frame, 14, &mut parsed));
+    assert!(lb_common::packet::parse::<F>(&mut frame, 14, &mut parsed));
     assert_eq!(lb_common::nat::rewrite(&mut frame, &parsed, &value), Some(()));
     assert_eq!(checksums(&frame, 14), Ok(()));
     let mut wanted = packet.between(end(value.src, value.sport), end(value.dst, value.dport)).build();

@@ -16,7 +16,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use lab::{Lab, sh};
 use lb_agent::datapath::ObjectSource;
 use lb_common::abi::{
-    CT_REPLIED, CtKey4, CtKey6, CtValue4, CtValue6, ROLE_BACKEND, ROLE_FRONTEND, ROLE_SIZE, RoleFilter, names,
+    CT_REPLIED, CtKey4, CtKey6, CtValue4, CtValue6, ROLE_BACKEND, ROLE_FRONTEND, ROLE_SIZE, PairFilter, RoleFilter, names,
 };
 use lb_common::counter::{COUNTERS, Counter};
 use lb_common::env::Hook;
@@ -98,6 +98,14 @@ impl Kernel {
         for (length, key) in rows {
             map.insert(&Key::new(*length, *key), 1, 0).expect(name);
         }
+    }
+
+    /// Says of every two addresses that a flow was made between them, as `claim` would have.
+    fn mark_pairs(&mut self) {
+        let filter = PairFilter { pairs: [1; ROLE_SIZE] };
+        let map = self.ebpf.map_mut(names::LB_PAIRS).expect("pairs");
+        let mut map: Array<&mut MapData, PairFilter> = map.try_into().expect("pairs");
+        map.set(0, &filter, 0).expect("pairs");
     }
 
     /// By reference: a filter is a quarter of a megabyte, and a test's stack two.
@@ -358,6 +366,7 @@ fn nanoseconds_per_packet() {
                     };
                     kernel.hash(names::LB_CT4, [(key, value)]);
                 }
+                kernel.mark_pairs();
                 let frame = PacketBuilder {
                     kind: ACK,
                     payload: vec![0; 64],
