@@ -60,7 +60,7 @@ pub fn text(status: &Value) -> String {
         let used = number("used").map_or_else(|| "not counted".to_owned(), |used| used.to_string());
         lines.push(format!("  {table:<10} {used:>11} of {}", number("capacity").unwrap_or_default()));
     }
-    lines.push("counters   since the tables were made; those at zero are left out".to_owned());
+    lines.push("counters   since the tables were made (zero is left out)".to_owned());
     let counters = status.get("counters").and_then(Value::as_object).into_iter().flatten();
     for (name, value) in counters.filter(|(_, value)| value.as_u64() != Some(0)) {
         let known = Counter::ALL.iter().find(|counter| counter.name() == name);
