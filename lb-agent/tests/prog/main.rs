@@ -16,7 +16,8 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use lab::{Lab, sh};
 use lb_agent::datapath::ObjectSource;
 use lb_common::abi::{
-    CT_REPLIED, CtKey4, CtKey6, CtValue4, CtValue6, ROLE_BACKEND, ROLE_FRONTEND, ROLE_SIZE, PairFilter, RoleFilter, names,
+    CT_REPLIED, CtKey4, CtKey6, CtValue4, CtValue6, PairFilter, ROLE_BACKEND, ROLE_FRONTEND, ROLE_SIZE,
+    RoleFilter, names,
 };
 use lb_common::counter::{COUNTERS, Counter};
 use lb_common::env::Hook;
@@ -105,7 +106,7 @@ impl Kernel {
         let filter = PairFilter { pairs: [1; ROLE_SIZE] };
         let map = self.ebpf.map_mut(names::LB_PAIRS).expect("pairs");
         let mut map: Array<&mut MapData, PairFilter> = map.try_into().expect("pairs");
-        map.set(0, &filter, 0).expect("pairs");
+        map.set(0, filter, 0).expect("pairs");
     }
 
     /// By reference: a filter is a quarter of a megabyte, and a test's stack two.
@@ -114,7 +115,7 @@ impl Kernel {
         filter.roles.copy_from_slice(&w.filter());
         let map = self.ebpf.map_mut(names::LB_ROLES).expect("roles");
         let mut map: Array<&mut MapData, RoleFilter> = map.try_into().expect("roles");
-        map.set(0, &filter, 0).expect("roles");
+        map.set(0, filter, 0).expect("roles");
     }
 
     fn fill(&mut self, w: &World) {
