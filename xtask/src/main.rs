@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod demo;
 mod elf;
+mod kube;
 mod lab;
 mod netns;
 mod packages;
@@ -74,6 +75,14 @@ enum Command {
         #[arg(long)]
         agent: Option<PathBuf>,
     },
+    /// Runs the tests with a real kube-apiserver alone
+    Api {
+        /// Part of the cases' names
+        case: Option<String>,
+        /// An agent that is built already
+        #[arg(long)]
+        agent: Option<PathBuf>,
+    },
     /// The servers of a pod of the lab
     #[command(hide = true)]
     Serve {
@@ -124,6 +133,14 @@ fn dispatch(command: Command) -> Result<bool> {
         Command::Netns { case, agent } => {
             packages::need(packages::LAB)?;
             let (passed, failed) = netns::run(&build::agent_or(agent)?, case.as_deref())?;
+            println!("{passed} passed, {failed} failed, 0 skipped");
+            return Ok(failed == 0);
+        }
+        Command::Api { case, agent } => {
+            packages::need(packages::LAB)?;
+            packages::need(packages::CONTROL_PLANE)?;
+            let binaries = kube::binaries()?.map_err(anyhow::Error::msg)?;
+            let (passed, failed) = netns::api::run(&build::agent_or(agent)?, &binaries, case.as_deref())?;
             println!("{passed} passed, {failed} failed, 0 skipped");
             return Ok(failed == 0);
         }
