@@ -19,6 +19,7 @@ pub(crate) mod netns;
 pub(crate) mod node;
 mod rules;
 pub(crate) mod servers;
+pub(crate) mod traffic;
 pub(crate) mod worker;
 
 use std::collections::BTreeMap;
@@ -33,7 +34,7 @@ use self::manifests::{Endpoint, POD_PORT, Service};
 use self::netns::{ip, run_in, sysctl};
 use self::node::Node;
 use self::rules::{HOSTILE_RULES, MASQUERADE_RULES};
-use self::worker::Worker;
+use self::worker::{Answer, Ask, Worker};
 
 /// Prefixes of all names ever given, for the removal of what killed runs left.
 pub(crate) const PREFIXES: [&str; 3] = ["lbdemo", "lbtest", "lbbench"];
@@ -56,6 +57,17 @@ pub(crate) enum Kind {
     Hostile,
     /// As `Hostile`, pods of the other node over VXLAN with MTU 1450.
     Overlay,
+}
+
+/// Who opens the socket.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Side {
+    /// Outside of the cluster.
+    Client,
+    /// A process of the node with this index.
+    Node(usize),
+    /// A pod by name.
+    Pod(&'static str),
 }
 
 /// A pod with its server and its client side.
@@ -295,6 +307,18 @@ impl Lab {
     /// When there is none.
     pub(crate) fn pod(&mut self, name: &str) -> Result<&mut Pod> {
         self.pods.get_mut(name).with_context(|| format!("no pod {name}"))
+    }
+
+    /// Asks the worker of a side and waits for its answer.
+    ///
+    /// # Errors
+    /// When there is no such side, or its worker is gone.
+    pub(crate) fn ask(&mut self, side: Side, ask: &Ask) -> Result<Answer> {
+        match side {
+            Side::Client => self.client.ask(ask),
+            Side::Node(index) => self.nodes.get_mut(index).context("no such node")?.worker.ask(ask),
+            Side::Pod(name) => self.pod(name)?.worker.ask(ask),
+        }
     }
 
     /// Writes one manifest, replacing an older one of that name at once.
