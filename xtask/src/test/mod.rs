@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::run::is_root;
-use crate::{bench, build, netns, packages, paths, verify};
+use crate::{bench, build, cluster, netns, packages, paths, verify};
 
 /// A level of tests; docs/testing.md says what each is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -26,6 +26,8 @@ pub(crate) enum Level {
     Netns,
     /// The conformance kit against the agent
     Conformance,
+    /// Kubernetes' own Service specs, the quick list, in a real cluster served by the image and manifests we ship
+    Cluster,
     /// What direct traffic pays for the agent's presence
     Cost,
 }
@@ -89,7 +91,7 @@ pub(crate) fn run(levels: &[Level]) -> bool {
 }
 
 /// One thing that this machine does not allow.
-fn skip(reason: &str) -> Tally {
+pub(crate) fn skip(reason: &str) -> Tally {
     println!("  SKIP  {reason}");
     Tally { skipped: 1, ..Tally::default() }
 }
@@ -116,6 +118,7 @@ impl Level {
                 Ok(Tally { passed, failed, skipped: 0 })
             }
             Self::Conformance => conformance::run(),
+            Self::Cluster => cluster::level::run(),
             _ => {
                 bench::direct(&paths::agent())?;
                 Ok(Tally { passed: 1, ..Tally::default() })
