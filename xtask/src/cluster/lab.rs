@@ -203,6 +203,7 @@ impl Lab {
         let mut script = self.script("e2e.sh");
         script.arg(specs).args(skip).env("PROCS", procs.to_string());
         script.env("NAME", folder.file_name().unwrap_or_default());
+        script.env("QUIET", "yes");
         // the suite's exit status says that specs failed, which the results tell better
         run(&mut script).ok();
         Results::read(&folder)
