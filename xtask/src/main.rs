@@ -5,6 +5,7 @@ mod build;
 mod cluster;
 mod demo;
 mod elf;
+mod kube;
 mod lab;
 mod netns;
 mod packages;
@@ -81,6 +82,14 @@ enum Command {
         #[arg(long)]
         agent: Option<PathBuf>,
     },
+    /// Runs the tests with a real kube-apiserver alone
+    Api {
+        /// Part of the cases' names
+        case: Option<String>,
+        /// An agent that is built already
+        #[arg(long)]
+        agent: Option<PathBuf>,
+    },
     /// The servers of a pod of the lab
     #[command(hide = true)]
     Serve {
@@ -142,6 +151,14 @@ fn dispatch(command: Command) -> Result<bool> {
             return Ok(failed == 0);
         }
         Command::Cluster { command } => return cluster::act(command),
+        Command::Api { case, agent } => {
+            packages::need(packages::LAB)?;
+            packages::need(packages::CONTROL_PLANE)?;
+            let binaries = kube::binaries()?.map_err(anyhow::Error::msg)?;
+            let (passed, failed) = netns::api::run(&build::agent_or(agent)?, &binaries, case.as_deref())?;
+            println!("{passed} passed, {failed} failed, 0 skipped");
+            return Ok(failed == 0);
+        }
         Command::Serve { pod, node, port } => lab::servers::serve(&pod, &node, port),
         Command::Traffic { rate, targets } => cluster::traffic::send(&targets, rate),
         Command::Worker => lab::worker::serve(),

@@ -193,6 +193,16 @@ impl Lab {
         Ok(())
     }
 
+    /// A further host on the fabric, outside of the cluster; returns its namespace.
+    ///
+    /// # Errors
+    /// When a command fails.
+    pub(crate) fn add_host(&self, name: &str, addresses: &[String; 2]) -> Result<String> {
+        let own = namespace(&self.tag, name)?;
+        uplink(&format!("{}-fabric", self.tag), &own, addresses)?;
+        Ok(own)
+    }
+
     /// Routes to the pods of the other node, plain or over VXLAN as flannel does it.
     fn connect_nodes(&self, number: usize) -> Result<()> {
         let other = 3 - number;

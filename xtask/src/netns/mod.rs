@@ -5,6 +5,7 @@
 //! counters of martians, INVALID packets and wrong checksums, all of which must be 0.
 
 mod access;
+pub(crate) mod api;
 mod counters;
 mod host;
 mod lifecycle;
