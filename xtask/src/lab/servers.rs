@@ -1,7 +1,8 @@
 //! What runs in a pod: one TCP port and one UDP port that tell who answered and whom they saw.
 //!
 //! TCP speaks by its first line: `GET ...` gives an HTTP answer, `ECHO` echoes lines until the end, `BULK n` reads n
-//! bytes and sends them back. Every answer is `pod NAME node NODE peer ADDRESS`.
+//! bytes and sends them back. Every answer is `pod NAME node NODE peer ADDRESS`; a datagram `BIG n` asks for one of n
+//! bytes.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
@@ -25,8 +26,13 @@ pub(crate) fn serve(pod: &str, node: &str, port: u16) -> Result<()> {
         let mut buffer = [0; 2048];
         loop {
             // an ICMP error of an earlier answer is reported here too; it concerns nobody else
-            if let Ok((_, from)) = socket.recv_from(&mut buffer) {
-                socket.send_to(format!("{udp_name} peer {}", plain(from)).as_bytes(), from).ok();
+            if let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                let mut answer = format!("{udp_name} peer {}", plain(from)).into_bytes();
+                let asked = std::str::from_utf8(&buffer[..length]).ok().and_then(|text| text.strip_prefix("BIG "));
+                if let Some(bytes) = asked.and_then(|text| text.trim().parse().ok()) {
+                    answer.resize(bytes, b' ');
+                }
+                socket.send_to(&answer, from).ok();
             }
         }
     });

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::probe::Probe;
 use super::{janitor, netns};
 
 /// What a worker can be asked for.
@@ -32,6 +33,8 @@ pub(crate) enum Ask {
     SayUdp { id: String },
     /// So many bytes there and as many back on a fresh connection, checked byte by byte.
     Bulk { to: SocketAddr, bytes: usize },
+    /// One datagram that must not be fragmented, and its answer or the ICMP error about it.
+    Probe(Probe),
 }
 
 /// What came of it.
@@ -184,6 +187,7 @@ impl Sockets {
                 bulk(&stream, *bytes)?;
                 answer.text = format!("{bytes} bytes each way");
             }
+            Ask::Probe(probe) => probe.act(answer, PATIENCE)?,
         }
         Ok(())
     }

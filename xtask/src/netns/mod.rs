@@ -6,6 +6,7 @@
 
 mod access;
 mod counters;
+mod errors;
 mod host;
 mod lifecycle;
 mod neighbours;
@@ -112,6 +113,7 @@ pub(crate) fn run(agent: &Path, only: Option<&str>) -> Result<(usize, usize)> {
 fn cases(kind: Kind) -> Vec<Case> {
     let mut list = access::CASES.to_vec();
     list.extend(host::CASES);
+    list.extend(errors::CASES);
     if kind == Kind::Friendly {
         list.extend(neighbours::CASES);
         list.extend(lifecycle::CASES);
