@@ -17,6 +17,7 @@ pub(crate) mod janitor;
 pub(crate) mod manifests;
 pub(crate) mod netns;
 pub(crate) mod node;
+pub(crate) mod probe;
 mod rules;
 pub(crate) mod servers;
 pub(crate) mod traffic;
@@ -107,7 +108,8 @@ pub(crate) struct Lab {
     pub(crate) manifests: PathBuf,
     /// Folder with logs and manifests.
     pub(crate) folder: PathBuf,
-    kind: Kind,
+    /// What kind of node it has.
+    pub(crate) kind: Kind,
     _guard: janitor::Guard,
 }
 
@@ -379,7 +381,11 @@ impl Lab {
     }
 }
 
-fn namespace(tag: &str, short: &str) -> Result<String> {
+/// A namespace `<tag>-<short>` of the cluster; goes away with it.
+///
+/// # Errors
+/// When it can't be made.
+pub(crate) fn namespace(tag: &str, short: &str) -> Result<String> {
     let name = format!("{tag}-{short}");
     janitor::namespace(&name);
     crate::run::output(std::process::Command::new("ip").args(["netns", "add", &name]))?;
@@ -399,7 +405,10 @@ fn namespace(tag: &str, short: &str) -> Result<String> {
 }
 
 /// Connects a namespace's `eth0` with the fabric's bridge.
-fn uplink(fabric: &str, own: &str, addresses: &[String; 2]) -> Result<()> {
+///
+/// # Errors
+/// When a command fails.
+pub(crate) fn uplink(fabric: &str, own: &str, addresses: &[String; 2]) -> Result<()> {
     let port = format!("port-{}", own.rsplit('-').next().unwrap_or(own));
     ip(
         fabric,

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::probe::Probe;
 use super::traffic::{Load, Tally, Traffic};
 use super::{janitor, netns};
 
@@ -37,6 +38,8 @@ pub(crate) enum Ask {
     StartTraffic { id: String, load: Load },
     /// Ends it and gives the tally.
     StopTraffic { id: String },
+    /// One datagram that must not be fragmented, and its answer or the ICMP error about it.
+    Probe(Probe),
 }
 
 /// What came of it.
@@ -199,6 +202,7 @@ impl Sockets {
             Ask::StopTraffic { id } => {
                 answer.traffic = Some(self.traffic.remove(id).ok_or_else(missing)?.stop());
             }
+            Ask::Probe(probe) => probe.act(answer, PATIENCE)?,
         }
         Ok(())
     }

@@ -7,6 +7,7 @@
 mod access;
 pub(crate) mod api;
 mod counters;
+mod errors;
 mod host;
 mod lifecycle;
 mod neighbours;
@@ -103,6 +104,7 @@ pub(crate) fn run(agent: &Path, only: Option<&str>) -> Result<(usize, usize)> {
 fn cases(kind: Kind) -> Vec<Case> {
     let mut list = access::CASES.to_vec();
     list.extend(host::CASES);
+    list.extend(errors::CASES);
     if kind == Kind::Friendly {
         list.extend(neighbours::CASES);
         list.extend(lifecycle::CASES);
