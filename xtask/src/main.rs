@@ -70,6 +70,9 @@ enum Command {
         /// The C library to link; without it musl, or glibc where musl can't be had
         #[arg(long)]
         libc: Option<image::Libc>,
+        /// An agent that is built already; it must be static
+        #[arg(long, value_name = "FILE")]
+        agent: Option<PathBuf>,
     },
     /// Measures
     Bench {
@@ -133,7 +136,7 @@ fn dispatch(command: Command) -> Result<bool> {
             let outcome = verify::run(bless)?;
             return Ok(outcome.failed == 0);
         }
-        Command::Image { tag, output, libc } => image::run(&tag, &output, libc),
+        Command::Image { tag, output, libc, agent } => image::run(&tag, &output, libc, agent),
         Command::Bench { what: Bench::Direct, agent } => bench::direct(&build::agent_or(agent)?),
         Command::Netns { case, agent } => {
             packages::need(packages::LAB)?;

@@ -1,7 +1,7 @@
 //! The agent as one static file.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -85,19 +85,27 @@ fn musl(triple: &str) -> Result<()> {
 /// Builds the agent with the `dist` profile and returns its path.
 ///
 /// # Errors
-/// The build fails, or what it made is not static.
+/// The build fails.
 pub(crate) fn build(target: &Target) -> Result<PathBuf> {
     let mut cargo = clean(cargo_program());
     cargo
         .current_dir(paths::root())
-        .args(["build", "--locked", "--package", "lb-agent", "--profile", "dist", "--target", &target.triple])
+        .args(["build", "--locked", "--package", "lb-agent", "--bin", "lb-agent", "--profile", "dist"])
+        .args(["--target", &target.triple])
         .env("CARGO_TARGET_DIR", paths::target())
         .env("CARGO_ENCODED_RUSTFLAGS", flags()?);
     run(&mut cargo)?;
-    let agent = paths::target().join(&target.triple).join("dist/lb-agent");
-    let bytes = fs::read(&agent).with_context(|| agent.display().to_string())?;
+    Ok(paths::target().join(&target.triple).join("dist/lb-agent"))
+}
+
+/// Refuses a program that needs more than a kernel.
+///
+/// # Errors
+/// It can't be read, is no ELF file, or wants a dynamic linker.
+pub(crate) fn must_be_static(agent: &Path) -> Result<()> {
+    let bytes = fs::read(agent).with_context(|| agent.display().to_string())?;
     ensure!(is_static(&bytes)?, "{} wants a dynamic linker: an image has none", agent.display());
-    Ok(agent)
+    Ok(())
 }
 
 /// Static, and no path of this machine in messages of panics.

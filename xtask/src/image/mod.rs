@@ -44,10 +44,16 @@ pub(crate) fn default_tag() -> String {
 ///
 /// # Errors
 /// A tool is missing and can't be had, a build fails, or a dependency has no licence text.
-pub(crate) fn run(tag: &str, archive: &Path, libc: Option<Libc>) -> Result<()> {
-    build::ebpf(false)?;
+pub(crate) fn run(tag: &str, archive: &Path, libc: Option<Libc>, agent: Option<PathBuf>) -> Result<()> {
     let target = binary::choose(libc)?;
-    let agent = step(&format!("building a static lb-agent ({})", target.triple), || binary::build(&target))?;
+    let agent = match agent {
+        Some(agent) => agent,
+        None => {
+            build::ebpf(false)?;
+            step(&format!("building a static lb-agent ({})", target.triple), || binary::build(&target))?
+        }
+    };
+    binary::must_be_static(&agent)?;
     let built = step("collecting licences", || components::collect(&target))?;
     let created = created()?;
     let licences = licences::text(&built)?;
