@@ -132,37 +132,34 @@ pub struct RunArgs {
 #[command(next_help_heading = "Sizes of tables (of each IP family; tables that exist keep theirs until cleanup)")]
 pub struct SizeArgs {
     /// Entries of established flows; a flow takes two, four when it is masqueraded. About 440 bytes each, taken at
-    /// start. Default: by memory, 131072 from 5 to 28 GiB
-    #[arg(long, value_name = "N")]
+    /// start. Default: by memory, 131072 from 5 to 29 GiB
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(8192..=16_777_216))]
     pub max_flows: Option<u32>,
     /// Addresses and ports that Services have, NodePorts included. Default 131072
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=1_048_576))]
     pub max_frontends: Option<u32>,
     /// Endpoints, counted for every Service port that has them. Default 131072
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=1_048_576))]
     pub max_backends: Option<u32>,
     /// Endpoints that may be chosen, counted for every Service port and traffic policy; both families together.
     /// Default 524288
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(4096..=8_388_608))]
     pub max_slots: Option<u32>,
     /// Entries of loadBalancerSourceRanges. Default 65536
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(256..=1_048_576))]
     pub max_source_ranges: Option<u32>,
     /// Clients of Services with sessionAffinity ClientIP. Default 65536
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=4_194_304))]
     pub max_affinity: Option<u32>,
     /// Correspondents of the node's own unconnected UDP sockets; both families together. Default 65536
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=4_194_304))]
     pub max_udp_peers: Option<u32>,
 }
 
 impl SizeArgs {
     /// The sizes for a node with so many bytes of memory.
-    ///
-    /// # Errors
-    /// A number is out of its bounds; the text names the flag and the bounds.
-    fn resolve(&self, memory: u64) -> Result<Sizes, String> {
-        let mut sizes = Sizes::default();
+    fn resolve(&self, memory: u64) -> Sizes {
+        let mut chosen = Sizes::default();
         for (setting, entries) in [
             (sizes::MAX_FLOWS, Some(self.max_flows.unwrap_or_else(|| sizes::flows_for(memory)))),
             (sizes::MAX_FRONTENDS, self.max_frontends),
@@ -172,11 +169,10 @@ impl SizeArgs {
             (sizes::MAX_AFFINITY, self.max_affinity),
             (sizes::MAX_UDP_PEERS, self.max_udp_peers),
         ] {
-            if let Some(entries) = entries {
-                sizes.set(setting, entries)?;
-            }
+            let known = entries.is_none_or(|entries| chosen.set(setting, entries));
+            debug_assert!(known, "{setting} is a setting");
         }
-        Ok(sizes)
+        chosen
     }
 }
 
@@ -222,9 +218,6 @@ pub enum StartError {
     /// The configuration or a flag cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A table can't be that large or small.
-    #[error("{0}")]
-    Size(String),
     /// There is no API server to ask.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
@@ -252,7 +245,7 @@ impl RunArgs {
         let metrics = address("--metrics-bind-address", &self.metrics_bind_address, proxy.metrics)?;
         let settings = self.settings(proxy)?;
         let source = self.source(kubeconfig, &settings, &mut warnings)?;
-        let sizes = self.sizes.resolve(sys::memory::memory()).map_err(StartError::Size)?;
+        let sizes = self.sizes.resolve(sys::memory::memory());
         Ok(RunConfig { source, healthz, metrics, kernel: self.kernel.clone(), settings, sizes, warnings })
     }
 

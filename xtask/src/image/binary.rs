@@ -131,9 +131,9 @@ fn is_static(bytes: &[u8]) -> Result<bool> {
     let interpreter = match &file {
         object::File::Elf64(elf) => {
             use object::read::elf::ProgramHeader as _;
-            elf.elf_program_headers().iter().any(|header| {
-                header.p_type(elf.endian()) == object::elf::PT_INTERP
-            })
+            elf.elf_program_headers()
+                .iter()
+                .any(|header| header.p_type(elf.endian()) == object::elf::PT_INTERP)
         }
         _ => bail!("not a 64-bit ELF file"),
     };
@@ -156,12 +156,18 @@ pub(crate) fn rustc_version() -> Result<String> {
 pub(crate) fn libc_version(target: &Target) -> Result<String> {
     if target.libc == Libc::Glibc {
         let text = output(Command::new("ldd").arg("--version"))?; // `ldd (Debian GLIBC 2.36-9) 2.36`
-        return Ok(text.lines().next().and_then(|line| line.rsplit(' ').next()).unwrap_or("unknown").to_owned());
+        return Ok(text
+            .lines()
+            .next()
+            .and_then(|line| line.rsplit(' ').next())
+            .unwrap_or("unknown")
+            .to_owned());
     }
     // Rust brings musl along; the library has its version as a string: `1.2.5`, NUL
     let library = sysroot()?.join("lib/rustlib").join(&target.triple).join("lib/self-contained/libc.a");
     let bytes = fs::read(&library).with_context(|| library.display().to_string())?;
-    let found = bytes.windows(6).find(|w| w.starts_with(b"1.") && w[3] == b'.' && w[4].is_ascii_digit() && w[5] == 0);
+    let found =
+        bytes.windows(6).find(|w| w.starts_with(b"1.") && w[3] == b'.' && w[4].is_ascii_digit() && w[5] == 0);
     Ok(found.map_or("unknown".into(), |w| String::from_utf8_lossy(&w[..5]).into_owned()))
 }
 

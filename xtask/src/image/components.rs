@@ -56,11 +56,18 @@ pub(crate) fn collect(target: &Target) -> Result<Vec<Component>> {
 /// What is linked in without being a package: Rust's standard library and the C library.
 fn runtime(target: &Target) -> Result<[Component; 2]> {
     let rust = binary::sysroot()?.join("share/doc/rust");
-    let rust = ["COPYRIGHT-library.html", "licenses/Apache-2.0.txt", "licenses/MIT.txt"].map(|f| rust.join(f));
+    let rust =
+        ["COPYRIGHT-library.html", "licenses/Apache-2.0.txt", "licenses/MIT.txt"].map(|f| rust.join(f));
     // where Debian, Arch or Fedora keep it
     let (name, licence, texts) = match target.libc {
-        Libc::Musl => ("musl", "MIT", ["doc/musl/copyright", "licenses/musl/COPYRIGHT", "licenses/musl-libc/COPYRIGHT"]),
-        Libc::Glibc => ("glibc", "LGPL-2.1-or-later", ["doc/libc6/copyright", "licenses/glibc/COPYING.LIB", "doc/glibc/COPYING.LIB"]),
+        Libc::Musl => {
+            ("musl", "MIT", ["doc/musl/copyright", "licenses/musl/COPYRIGHT", "licenses/musl-libc/COPYRIGHT"])
+        }
+        Libc::Glibc => (
+            "glibc",
+            "LGPL-2.1-or-later",
+            ["doc/libc6/copyright", "licenses/glibc/COPYING.LIB", "doc/glibc/COPYING.LIB"],
+        ),
     };
     let part = |name: &str, version: String, licence: &str, texts: Vec<PathBuf>| Component {
         name: name.into(),
@@ -72,7 +79,12 @@ fn runtime(target: &Target) -> Result<[Component; 2]> {
     };
     Ok([
         part("rust-std", binary::rustc_version()?, "MIT OR Apache-2.0", rust.into()),
-        part(name, binary::libc_version(target)?, licence, texts.map(|f| Path::new("/usr/share").join(f)).into()),
+        part(
+            name,
+            binary::libc_version(target)?,
+            licence,
+            texts.map(|f| Path::new("/usr/share").join(f)).into(),
+        ),
     ])
 }
 

@@ -73,7 +73,11 @@ pub(crate) fn run(tag: &str, archive: &Path, libc: Option<Libc>, agent: Option<P
     println!("  unpacked    {:>7} KiB", layer.unpacked / 1024);
     println!("  lb-agent    {:>7} KiB, static, {}", fs::metadata(&agent)?.len() / 1024, target.libc_name());
     println!("  components  {:>7}, in {}", built.len(), beside(archive, "sbom.cdx.json").display());
-    println!("  licences    {:>7} KiB, in {}", licences.len() / 1024, beside(archive, "licenses.txt").display());
+    println!(
+        "  licences    {:>7} KiB, in {}",
+        licences.len() / 1024,
+        beside(archive, "licenses.txt").display()
+    );
     Ok(())
 }
 
@@ -113,7 +117,8 @@ fn created() -> Result<u64> {
 
 /// The commit that was built, marked when the tree has changes; `unknown` outside of git.
 fn commit() -> String {
-    git(&["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).unwrap_or_else(|| "unknown".into())
+    git(&["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"])
+        .unwrap_or_else(|| "unknown".into())
 }
 
 fn git(arguments: &[&str]) -> Option<String> {
