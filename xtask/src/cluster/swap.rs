@@ -4,7 +4,6 @@
 //! with its pod on another, in both families. Every phase has traffic of its own, and two loads span several: what was
 //! opened under kube-proxy lives through the swap, what was opened under lb through the way back.
 
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -145,15 +144,13 @@ pub(super) struct Story {
 }
 
 impl Story {
-    /// kube-proxy, lb, kube-proxy. Returns whether nothing broke that must not: see [`Traffic::judge`].
+    /// kube-proxy, lb, kube-proxy; the nodes have lb's image. Returns whether nothing broke that must not: see [`Traffic::judge`].
     ///
     /// # Errors
     /// When a step fails; the cluster is left as it is then.
-    pub(super) fn tell(&self, lab: &Lab, agent: Option<&Path>) -> Result<bool> {
+    pub(super) fn tell(&self, lab: &Lab) -> Result<bool> {
         janitor::watch_signals();
         lab.proxy(Proxy::DaemonSet, None)?;
-        lab.image(agent)?;
-        lab.lb("lb_import")?;
         let nodes = lab.nodes()?;
         if !self.at_once {
             nodes.iter().try_for_each(|node| label(lab, node, "kube-proxy"))?;
