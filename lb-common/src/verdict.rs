@@ -26,6 +26,12 @@ pub enum Step {
     Reset = 6,
     /// [`crate::tc::guard_reply`].
     GuardReply = 7,
+    /// [`crate::tc::fragment`].
+    Fragment = 8,
+    /// [`crate::straight::straight`].
+    Straight = 9,
+    /// [`crate::switch::switch`].
+    Switch = 10,
 }
 
 impl Step {
@@ -40,6 +46,9 @@ impl Step {
             5 => Step::Answer,
             6 => Step::Reset,
             7 => Step::GuardReply,
+            8 => Step::Fragment,
+            9 => Step::Straight,
+            10 => Step::Switch,
             _ => Step::Pass,
         }
     }

@@ -90,7 +90,10 @@ fn hook<const L3: usize>(skb: *mut __sk_buff) -> Hook {
 }
 
 macro_rules! carry_out {
-    ($name:ident $new_flow:ident $last_word:ident $to_backend:ident $guard_reply:ident $answer:ident $reset:ident) => {
+    (
+        $name:ident $new_flow:ident $last_word:ident $to_backend:ident $guard_reply:ident $answer:ident $reset:ident
+        $fragment:ident $straight:ident $switch:ident
+    ) => {
         /// Carries out a step and those that it leads to; `back` are the flags of a redirect to the sender.
         #[inline(always)]
         fn $name(first: Step, skb: *mut __sk_buff, back: u64) -> i32 {
@@ -102,8 +105,12 @@ macro_rules! carry_out {
                 Step::LastWord => Step::of($last_word()),
                 Step::ToBackend => Step::of($to_backend(skb)),
                 Step::GuardReply => Step::of($guard_reply()),
+                Step::Fragment => Step::of($fragment(skb)),
                 known => known,
             };
+            // a new flow may turn out to be a straight one, and end here, too
+            let step = if step == Step::Straight { Step::of($straight(skb)) } else { step };
+            let step = if step == Step::Switch { Step::of($switch(skb)) } else { step };
             let verdict = match step {
                 Step::Drop => 1,
                 Step::Answer => $answer(skb),
@@ -120,5 +127,7 @@ macro_rules! carry_out {
     };
 }
 
-carry_out!(carry_out4 lb_new_flow4 lb_last_word4 lb_to_backend4 lb_guard_reply4 lb_answer4 lb_reset4);
-carry_out!(carry_out6 lb_new_flow6 lb_last_word6 lb_to_backend6 lb_guard_reply6 lb_answer6 lb_reset6);
+carry_out!(carry_out4 lb_new_flow4 lb_last_word4 lb_to_backend4 lb_guard_reply4 lb_answer4 lb_reset4
+    lb_fragment4 lb_straight4 lb_switch4);
+carry_out!(carry_out6 lb_new_flow6 lb_last_word6 lb_to_backend6 lb_guard_reply6 lb_answer6 lb_reset6
+    lb_fragment6 lb_straight6 lb_switch6);

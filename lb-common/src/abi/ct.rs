@@ -108,3 +108,6 @@ pub const CT_FIN_BACKEND: u16 = 1 << 5;
 pub const CT_RST: u16 = 1 << 6;
 /// The DNAT moved the client to another source port, because its own was taken towards this backend.
 pub const CT_MOVED: u16 = 1 << 7;
+/// Client and backend are on ports of one bridge, and replies are switched: requests are given the backend's MAC address,
+/// so that they are switched, too.
+pub const CT_SWITCHED: u16 = 1 << 8;

@@ -1,7 +1,7 @@
 //! What runs in a pod: one TCP port and one UDP port that tell who answered and whom they saw.
 //!
 //! TCP speaks by its first line: `GET ...` gives an HTTP answer, `ECHO` echoes lines until the end, `BULK n` reads n
-//! bytes and sends them back. Every answer is `pod NAME node NODE peer ADDRESS`.
+//! bytes and sends them back. A datagram's answer is filled up to its length. Every answer is `pod NAME node NODE peer ADDRESS`.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
@@ -22,11 +22,13 @@ pub(crate) fn serve(pod: &str, node: &str, port: u16) -> Result<()> {
     let name = format!("pod {pod} node {node}");
     let udp_name = name.clone();
     std::thread::spawn(move || {
-        let mut buffer = [0; 2048];
+        let mut buffer = vec![0; 1 << 16];
         loop {
             // an ICMP error of an earlier answer is reported here too; it concerns nobody else
-            if let Ok((_, from)) = socket.recv_from(&mut buffer) {
-                socket.send_to(format!("{udp_name} peer {}", plain(from)).as_bytes(), from).ok();
+            if let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                // as long as the question, if that is the longer one
+                let answer = format!("{:length$}", format!("{udp_name} peer {}", plain(from)));
+                socket.send_to(answer.as_bytes(), from).ok();
             }
         }
     });
