@@ -2,22 +2,20 @@
 
 use crate::abi::CtValue;
 use crate::frame::Frame;
-use crate::packet::{Fragment, LoadAddr, Packet, SCTP, TCP, UDP};
+use crate::packet::{Fragment, LoadAddr, Packet, TCP, UDP};
 
 /// Offset of the IPv4 header checksum.
 const IP_CSUM: usize = 10;
 
-/// Rewrites the packet to the new tuple of `value`; it is not a later fragment.
+/// Rewrites the packet, TCP or UDP and not a later fragment, to the new tuple of `value`.
 ///
-/// `None`: the packet ends before its checksum, or is the first fragment of an SCTP packet whose ports would change
-/// (its CRC32c covers what is not here); nothing was written then. Also when the hook refuses a later write, and then
-/// the packet must be dropped.
+/// `None`: the packet ends before its checksum; nothing was written then. Also when the hook refuses a later write,
+/// and then the packet must be dropped.
 #[inline(always)]
 pub fn rewrite<F: LoadAddr>(frame: &mut impl Frame, packet: &Packet<F>, value: &CtValue<F>) -> Option<()> {
     let csum = match packet.proto {
         TCP => packet.l4 + 16,
         UDP => packet.l4 + 6,
-        SCTP => return rewrite_sctp(frame, packet, value),
         _ => return None,
     };
     let _present: [u8; 2] = frame.load(csum)?;
@@ -38,12 +36,14 @@ fn store_ports<F: LoadAddr>(frame: &mut impl Frame, packet: &Packet<F>, value: &
     frame.store(packet.l4, &[a, b, c, d])
 }
 
-/// SCTP has no pseudo-header: only ports move its CRC32c.
+/// The same for SCTP, which has no pseudo-header: only ports move its CRC32c.
+///
+/// `None` as in [`rewrite`]; also for a first fragment whose ports would change: the CRC32c is over what is not here.
 ///
 /// A CRC of zero is left alone: a sender whose device is to compute it (`CHECKSUM_PARTIAL`) leaves zero there. A real
 /// one that happens to be zero (one in 2^32) makes a packet that the receiver drops, and the sender sends again.
 #[inline(always)]
-fn rewrite_sctp<F: LoadAddr>(
+pub fn rewrite_sctp<F: LoadAddr>(
     frame: &mut impl Frame,
     packet: &Packet<F>,
     value: &CtValue<F>,

@@ -7,7 +7,7 @@ use crate::decide::{Outcome, Source, Target, decide, is_nodeport, target};
 use crate::env::{Env, Table, Work};
 use crate::flow::Role;
 use crate::frame::Frame;
-use crate::nat::{rewrite, rewrite_fragment};
+use crate::nat::{rewrite, rewrite_fragment, rewrite_sctp};
 use crate::packet::{Fragment, LoadAddr, Packet, RST, SCTP, TCP, UDP, addresses, parse};
 use crate::reject;
 use crate::straight::straight;
@@ -338,16 +338,31 @@ pub(crate) fn finish<F: LoadAddr>(
     env: &mut impl Env<F>,
     work: &mut Work<F>,
 ) -> Step {
+    if work.packet.proto == SCTP {
+        return Step::Sctp;
+    }
     match rewrite(frame, &work.packet, &work.value) {
-        Some(()) => {
-            if work.packet.fragment != Fragment::None {
-                env.remember_fragment(work, work.key.position);
-            }
-            onward(work)
-        }
-        None if work.packet.proto == SCTP => drop(env, Counter::DropSctpPort),
+        Some(()) => rewritten(env, work),
         None => drop(env, Counter::DropRewrite),
     }
+}
+
+/// Rewrites an SCTP packet by the entry in hand.
+#[inline(always)]
+pub fn sctp<F: LoadAddr>(frame: &mut impl Frame, env: &mut impl Env<F>, work: &mut Work<F>) -> Step {
+    match rewrite_sctp(frame, &work.packet, &work.value) {
+        Some(()) => rewritten(env, work),
+        None => drop(env, Counter::DropSctpPort),
+    }
+}
+
+/// Remembers what a first fragment became, and says where the packet goes.
+#[inline(always)]
+fn rewritten<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>) -> Step {
+    if work.packet.fragment != Fragment::None {
+        env.remember_fragment(work, work.key.position);
+    }
+    onward(work)
 }
 
 /// Where a rewritten packet goes: up, out, or, between two ports of a bridge, across.
@@ -448,6 +463,7 @@ pub fn walk<F: LoadAddr>(
             Step::GuardReply => guard_reply(env, config, work),
             Step::ToBackend => to_backend(frame, env, config, work),
             Step::Fragment => fragment(frame, env, work),
+            Step::Sctp => sctp(frame, env, work),
             Step::Straight => straight(frame, env, config, work),
             Step::Switch => {
                 let bridge = master(env, work.hook.ifindex);

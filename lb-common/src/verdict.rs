@@ -32,6 +32,8 @@ pub enum Step {
     Straight = 9,
     /// [`crate::switch::switch`].
     Switch = 10,
+    /// [`crate::tc::sctp`].
+    Sctp = 11,
 }
 
 impl Step {
@@ -49,6 +51,7 @@ impl Step {
             8 => Step::Fragment,
             9 => Step::Straight,
             10 => Step::Switch,
+            11 => Step::Sctp,
             _ => Step::Pass,
         }
     }

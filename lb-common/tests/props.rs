@@ -105,7 +105,11 @@ fn rewritten<F: Side>(flow: &Flow<F>, role: Role, payload: Vec<u8>) {
     let mut parsed = Default::default();
     assert!(lb_common::packet::addresses::<F>(&frame, 14, &mut parsed));
     assert!(lb_common::packet::parse::<F>(&mut frame, 14, &mut parsed));
-    assert_eq!(lb_common::nat::rewrite(&mut frame, &parsed, &value), Some(()));
+    let rewritten = match flow.proto {
+        SCTP => lb_common::nat::rewrite_sctp(&mut frame, &parsed, &value),
+        _ => lb_common::nat::rewrite(&mut frame, &parsed, &value),
+    };
+    assert_eq!(rewritten, Some(()));
     assert_eq!(checksums(&frame, 14), Ok(()));
     let mut wanted = packet.between(end(value.src, value.sport), end(value.dst, value.dport)).build();
     // -0 and +0 are the same checksum, so these bytes may differ

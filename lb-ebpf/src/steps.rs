@@ -67,7 +67,7 @@ macro_rules! steps {
         $family:ident: $refresh:ident $promote:ident $forget:ident $claim:ident $claim_snat:ident $reserve:ident $mark_pair:ident
         $give_way:ident $meet_fragment:ident $remember_fragment:ident
         $new_flow:ident $last_word:ident $to_backend:ident $guard_reply:ident $answer:ident $reset:ident
-        $fragment:ident $straight:ident $switch:ident
+        $fragment:ident $straight:ident $switch:ident $sctp:ident
     ) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -164,6 +164,14 @@ macro_rules! steps {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
+        pub extern "C" fn $sctp(skb: *mut __sk_buff) -> u32 {
+            let (Some(config), Some(scratch)) = (config(), scratch()) else { return 0 };
+            let mut frame = SkbFrame::new::<$family>(skb, config);
+            tc::sctp(&mut frame, &mut BpfEnv, $family::mine(scratch)) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
         pub extern "C" fn $straight(skb: *mut __sk_buff) -> u32 {
             let (Some(config), Some(scratch)) = (config(), scratch()) else { return 0 };
             let mut frame = SkbFrame::new::<$family>(skb, config);
@@ -232,8 +240,8 @@ macro_rules! steps {
 steps!(V4: lb_refresh4 lb_promote4 lb_forget4 lb_claim4 lb_claim_snat4 lb_reserve4 lb_mark_pair4
     lb_give_way4 lb_meet_fragment4 lb_remember_frag4
     lb_new_flow4 lb_last_word4 lb_to_backend4 lb_guard_reply4 lb_answer4 lb_reset4
-    lb_fragment4 lb_straight4 lb_switch4);
+    lb_fragment4 lb_straight4 lb_switch4 lb_sctp4);
 steps!(V6: lb_refresh6 lb_promote6 lb_forget6 lb_claim6 lb_claim_snat6 lb_reserve6 lb_mark_pair6
     lb_give_way6 lb_meet_fragment6 lb_remember_frag6
     lb_new_flow6 lb_last_word6 lb_to_backend6 lb_guard_reply6 lb_answer6 lb_reset6
-    lb_fragment6 lb_straight6 lb_switch6);
+    lb_fragment6 lb_straight6 lb_switch6 lb_sctp6);
