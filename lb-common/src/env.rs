@@ -213,8 +213,12 @@ pub struct Work<F: Family> {
     pub frag_value: FragValue<F>,
     /// Where the destination of the packet in hand is; looked up for [`crate::switch::switch`] only.
     pub neighbour: Neighbour,
-    /// What an ICMP error quotes.
+    /// What an ICMP error of ours quotes.
     pub quote: [u8; QUOTE],
+    /// The packet that an ICMP error in hand quotes.
+    pub quoted: Packet<F>,
+    /// Where in the frame that quote ends.
+    pub quote_end: usize,
 }
 
 impl<F: Family> Default for Work<F> {
@@ -233,6 +237,8 @@ impl<F: Family> Default for Work<F> {
             frag_value: FragValue::default(),
             neighbour: Neighbour::default(),
             quote: [0; QUOTE],
+            quoted: Packet::default(),
+            quote_end: 0,
         }
     }
 }

@@ -32,6 +32,7 @@ pub fn meet<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, position: u8) 
         return false;
     }
     (work.value.src, work.value.dst, work.value.addr_delta) = (first.src, first.dst, first.addr_delta);
+    (work.value.sport, work.value.dport) = ([0; 2], [0; 2]);
     (work.value.flags, work.value.role) = (first.flags, first.role);
     true
 }

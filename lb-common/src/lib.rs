@@ -20,6 +20,7 @@ pub mod flow;
 pub mod fragment;
 pub mod frame;
 pub mod hash;
+pub mod icmp;
 pub mod nat;
 pub mod packet;
 pub mod reject;

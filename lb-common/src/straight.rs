@@ -35,7 +35,7 @@ pub fn straight<F: LoadAddr>(
             return Step::Pass;
         }
         match follow(env, work, table) {
-            Follow::Rewrite => return finish(frame, env, work),
+            Follow::Rewrite => return finish(frame, env, config, work),
             Follow::Pass => return Step::Pass,
             Follow::Anew => {}
         }
@@ -48,7 +48,7 @@ pub fn straight<F: LoadAddr>(
     work.flow.generation = env.generation(0);
     match env.claim(config, work) {
         Claim::Refused => Step::Drop,
-        Claim::New | Claim::Known => finish(frame, env, work),
+        Claim::New | Claim::Known => finish(frame, env, config, work),
     }
 }
 

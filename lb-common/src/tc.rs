@@ -1,12 +1,14 @@
 //! The story of a packet at the two TC hooks: netfilter's own NAT positions, and no others (invariant I1).
 
-use crate::abi::{CT_MASQ, CT_PASS, CT_SWITCHED, CtKey, LbConfig, POS_IN, POS_OUT};
+use crate::abi::{CFG_SOURCE_RULES, CT_GUARD, CT_MASQ, CT_PASS, CT_SWITCHED, CtKey, LbConfig};
+use crate::abi::{POS_IN, POS_OUT};
 use crate::abi::{ROLE_BACKEND, ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT};
 use crate::counter::Counter;
 use crate::decide::{Outcome, Source, Target, decide, is_nodeport, target};
 use crate::env::{Env, Table, Work};
 use crate::flow::Role;
 use crate::frame::Frame;
+use crate::icmp;
 use crate::nat::{rewrite, rewrite_fragment, rewrite_sctp};
 use crate::packet::{Fragment, LoadAddr, Packet, RST, SCTP, TCP, UDP, addresses, parse};
 use crate::reject;
@@ -38,13 +40,14 @@ pub fn concerns_out<F: LoadAddr>(
     config: &LbConfig,
     l3: usize,
 ) -> bool {
-    let Some(src) = F::load_address(frame, l3 + F::ADDRS) else { return false };
-    let Some(dst) = F::load_address(frame, l3 + F::ADDRS + size_of::<F::Addr>()) else { return false };
+    let Some((proto, src, dst)) = F::glance(frame, l3) else { return false };
     let (from, to) = (env.roles(src), env.roles(dst));
     (from & (ROLE_FRONTEND | ROLE_NODEPORT) | to & ROLE_FRONTEND) != 0
         || from & ROLE_SNAT != 0 && to & ROLE_BACKEND != 0
         || (from | to) & ROLE_BACKEND != 0 && env.pair_seen(src, dst)
         || F::near_service_cidr(config, dst)
+        // an error of any router may quote a packet of ours
+        || proto == F::ICMP
 }
 
 /// A packet on its way in: DNAT of requests, un-SNAT of replies.
@@ -83,6 +86,9 @@ pub fn tc_in<F: LoadAddr>(
     let node_port = roles & ROLE_NODEPORT != 0 && is_nodeport(config, work.packet.dport);
     let masqueraded = roles & ROLE_SNAT != 0 && in_pool(config, work.packet.dport);
     if !service_address && !node_port && !masqueraded {
+        if work.packet.is_error() {
+            return Step::ErrorIn;
+        }
         let moved = beside && env.pair_moved(work.packet.src, work.packet.dst);
         return if moved || beside && work.packet.begins_flow() { Step::Straight } else { Step::Pass };
     }
@@ -90,7 +96,7 @@ pub fn tc_in<F: LoadAddr>(
         work.key = tuple(&work.packet, POS_IN);
         if let Some(table) = find(env, &work.key, &mut work.value) {
             match follow(env, work, table) {
-                Follow::Rewrite => return finish(frame, env, work),
+                Follow::Rewrite => return finish(frame, env, config, work),
                 Follow::Pass => return Step::Pass,
                 Follow::Anew => {}
             }
@@ -98,7 +104,7 @@ pub fn tc_in<F: LoadAddr>(
     }
     // a TCP packet in mid-stream without state may be of a connection that netfilter carries
     if !work.packet.begins_flow() || (!work.packet.has_ports() && !is_echo_request(&work.packet)) {
-        return Step::Pass;
+        return if work.packet.is_error() { Step::ErrorIn } else { Step::Pass };
     }
     Step::NewFlow
 }
@@ -138,7 +144,7 @@ pub fn new_flow<F: LoadAddr>(
         Claim::Known => {}
         Claim::New => env.count(Counter::NewFlow),
     }
-    finish(frame, env, work)
+    finish(frame, env, config, work)
 }
 
 /// A packet on its way out: SNAT of requests, un-DNAT of replies, and the last word on packets that are still
@@ -160,9 +166,7 @@ pub fn tc_out<F: LoadAddr>(
     let ours = (from | to) & ROLE_BACKEND != 0 && env.pair_seen(work.packet.src, work.packet.dst);
     // another masquerade, or this host itself, may have taken a port of the pool
     let shares_pool = from & ROLE_SNAT != 0 && to & ROLE_BACKEND != 0;
-    if !ours && !shares_pool && !service_address && from & (ROLE_FRONTEND | ROLE_NODEPORT) == 0 {
-        return Step::Pass;
-    }
+    // whatever else `concerns_out` lets through is an ICMP error, maybe
     if !parse::<F>(frame, l3, &mut work.packet) {
         return Step::Pass;
     }
@@ -176,11 +180,14 @@ pub fn tc_out<F: LoadAddr>(
         work.key = tuple(&work.packet, POS_OUT);
         if let Some(table) = find(env, &work.key, &mut work.value) {
             match follow(env, work, table) {
-                Follow::Rewrite => return finish(frame, env, work),
+                Follow::Rewrite => return finish(frame, env, config, work),
                 Follow::Pass => return Step::Pass,
                 Follow::Anew => {}
             }
         }
+    }
+    if work.packet.is_error() {
+        return Step::ErrorOut;
     }
     let to_backend = ours && to & ROLE_BACKEND != 0;
     if work.packet.has_ports() && (to_backend || shares_pool && in_pool(config, work.packet.sport)) {
@@ -227,7 +234,11 @@ pub fn to_backend<F: LoadAddr>(
 pub fn guard_reply<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> Step {
     let (src, port) = (work.packet.src, work.packet.sport);
     if let Target::Service(_) = target(env, config, env.roles(src), src, port, UDP) {
-        pass_reply(env, work);
+        work.key2 = reverse(&work.packet, POS_IN);
+        // an answer of a flow that was sent on to another uplink looks the same
+        if find(env, &work.key2, &mut work.value2).is_none() {
+            pass_reply(env, work);
+        }
     }
     Step::Pass
 }
@@ -270,7 +281,7 @@ fn snat<F: LoadAddr>(
 ) -> Step {
     match env.claim_snat(config, work, table) {
         Claim::Refused => Step::Drop,
-        Claim::New | Claim::Known => finish(frame, env, work),
+        Claim::New | Claim::Known => finish(frame, env, config, work),
     }
 }
 
@@ -293,6 +304,7 @@ fn guard_port<F: LoadAddr>(
     }
     begin(work, env.now_ns());
     (work.flow.backend, work.flow.backend_port) = (work.packet.dst, work.packet.dport);
+    work.flow.flags = CT_GUARD;
     snat(frame, env, config, work, Table::Young)
 }
 
@@ -336,47 +348,65 @@ pub(crate) fn reverse<F: LoadAddr>(packet: &Packet<F>, position: u8) -> CtKey<F>
 pub(crate) fn finish<F: LoadAddr>(
     frame: &mut impl Frame,
     env: &mut impl Env<F>,
+    config: &LbConfig,
     work: &mut Work<F>,
 ) -> Step {
     if work.packet.proto == SCTP {
         return Step::Sctp;
     }
     match rewrite(frame, &work.packet, &work.value) {
-        Some(()) => rewritten(env, work),
+        Some(()) => rewritten(env, config, work),
         None => drop(env, Counter::DropRewrite),
     }
 }
 
 /// Rewrites an SCTP packet by the entry in hand.
 #[inline(always)]
-pub fn sctp<F: LoadAddr>(frame: &mut impl Frame, env: &mut impl Env<F>, work: &mut Work<F>) -> Step {
+pub fn sctp<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+) -> Step {
     match rewrite_sctp(frame, &work.packet, &work.value) {
-        Some(()) => rewritten(env, work),
+        Some(()) => rewritten(env, config, work),
         None => drop(env, Counter::DropSctpPort),
     }
 }
 
 /// Remembers what a first fragment became, and says where the packet goes.
 #[inline(always)]
-fn rewritten<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>) -> Step {
+fn rewritten<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> Step {
     if work.packet.fragment != Fragment::None {
         env.remember_fragment(work, work.key.position);
     }
-    onward(work)
+    onward(config, work)
 }
 
-/// Where a rewritten packet goes: up, out, or, between two ports of a bridge, across.
+/// Where a rewritten packet goes: up or out; between two ports of a bridge across; and a reply whose source is now the
+/// frontend may belong on another uplink than the one that the stack chose for the backend's address. L3 devices are
+/// left out there: the kernel redirects Ethernet frames only.
 #[inline(always)]
-fn onward<F: LoadAddr>(work: &Work<F>) -> Step {
-    let switched = work.value.flags & CT_SWITCHED != 0 && work.value.role == Role::DnatForward as u8;
-    if switched { Step::Switch } else { Step::Pass }
+fn onward<F: LoadAddr>(config: &LbConfig, work: &Work<F>) -> Step {
+    if work.value.flags & CT_SWITCHED != 0 && work.value.role == Role::DnatForward as u8 {
+        return Step::Switch;
+    }
+    let asked = config.flags & CFG_SOURCE_RULES != 0
+        && work.value.role == Role::DnatReply as u8
+        && work.hook.l3 != 0;
+    if asked { Step::Reroute } else { Step::Pass }
 }
 
 /// A later fragment whose first fragment was seen: it becomes what that one became.
 #[inline(always)]
-pub fn fragment<F: LoadAddr>(frame: &mut impl Frame, env: &mut impl Env<F>, work: &mut Work<F>) -> Step {
+pub fn fragment<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+) -> Step {
     match rewrite_fragment(frame, &work.packet, &work.value) {
-        Some(()) => onward(work),
+        Some(()) => onward(config, work),
         None => drop(env, Counter::DropRewrite),
     }
 }
@@ -404,7 +434,7 @@ pub fn answer<F: LoadAddr>(
     work: &mut Work<F>,
 ) -> Verdict {
     env.count(work.reason);
-    if !reject::may_answer::<F>(work.packet.src) {
+    if !reject::may_answer::<F>(work.packet.src) || reject::is_for_many(frame, work.hook.l3) {
         return Verdict::Drop;
     }
     if !work.rate.take(env.now_ns(), config.reject_rate) {
@@ -454,7 +484,7 @@ pub fn walk<F: LoadAddr>(
     let mut step = first;
     loop {
         step = match step {
-            Step::Pass => return Verdict::Pass,
+            Step::Pass | Step::Reroute => return Verdict::Pass,
             Step::Drop => return Verdict::Drop,
             Step::Answer => return answer(frame, env, config, work),
             Step::Reset => return reset(frame, env, config, work),
@@ -462,14 +492,16 @@ pub fn walk<F: LoadAddr>(
             Step::LastWord => last_word(env, config, work),
             Step::GuardReply => guard_reply(env, config, work),
             Step::ToBackend => to_backend(frame, env, config, work),
-            Step::Fragment => fragment(frame, env, work),
-            Step::Sctp => sctp(frame, env, work),
+            Step::Fragment => fragment(frame, env, config, work),
+            Step::Sctp => sctp(frame, env, config, work),
             Step::Straight => straight(frame, env, config, work),
             Step::Switch => {
                 let bridge = master(env, work.hook.ifindex);
                 work.neighbour = env.neighbour(bridge, work.value.src, work.value.dst);
                 switch(frame, env, work)
             }
+            Step::ErrorIn => icmp::translate(frame, env, work, POS_IN),
+            Step::ErrorOut => icmp::translate(frame, env, work, POS_OUT),
         };
     }
 }

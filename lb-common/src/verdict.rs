@@ -34,6 +34,13 @@ pub enum Step {
     Switch = 10,
     /// [`crate::tc::sctp`].
     Sctp = 11,
+    /// [`crate::icmp::translate`] at ingress.
+    ErrorIn = 16,
+    /// [`crate::icmp::translate`] at egress.
+    ErrorOut = 17,
+    /// On, but by the device that the kernel's routes name for the reply's new source: [`Verdict::Pass`] where nobody
+    /// can be asked.
+    Reroute = 18,
 }
 
 impl Step {
@@ -52,6 +59,9 @@ impl Step {
             9 => Step::Straight,
             10 => Step::Switch,
             11 => Step::Sctp,
+            16 => Step::ErrorIn,
+            17 => Step::ErrorOut,
+            18 => Step::Reroute,
             _ => Step::Pass,
         }
     }

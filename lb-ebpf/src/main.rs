@@ -7,6 +7,7 @@ mod env;
 mod frame;
 mod maps;
 mod neighbour;
+mod reroute;
 mod sock;
 mod steps;
 mod tc;

@@ -3,6 +3,7 @@
 use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT};
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
+use lb_common::abi::{POS_IN, POS_OUT};
 use lb_common::env::Hook;
 use lb_common::family::{Family, V4, V6};
 use lb_common::tc::{concerns_in, concerns_out, tc_in, tc_out};
@@ -13,7 +14,7 @@ use crate::frame::SkbFrame;
 use crate::steps::*;
 
 /// On to the next program of the hook, and then the stack (invariant I3): `TC_ACT_OK` would end the chain.
-const NEXT: i32 = -1;
+pub const NEXT: i32 = -1;
 
 const ETH_P_IP: u32 = u16::to_be(V4::ETHERTYPE) as u32;
 const ETH_P_IPV6: u32 = u16::to_be(V6::ETHERTYPE) as u32;
@@ -92,7 +93,8 @@ fn hook<const L3: usize>(skb: *mut __sk_buff) -> Hook {
 /// Carries out a step and those that it leads to, in this order, for one family at one hook; `back` are the flags of a
 /// redirect to the sender. Only the steps of a direction are in its programs.
 macro_rules! carry {
-    ($($name:ident $back:ident [$($step:ident $run:ident ($($skb:ident)?)),*] [$($end:ident $answer:ident),*])*) => {
+    ($($name:ident $back:ident $($reroute:ident)? [$($step:ident $run:ident ($($skb:ident $($position:ident)?)?)),*]
+        [$($end:ident $answer:ident),*])*) => {
         $(
             #[inline(always)]
             fn $name(first: Step, skb: *mut __sk_buff) -> i32 {
@@ -102,11 +104,12 @@ macro_rules! carry {
                 }
                 $(
                     if step == Step::$step {
-                        step = Step::of($run($(carry!(@$skb skb))?));
+                        step = Step::of($run($(carry!(@$skb skb) $(, $position as u32)?)?));
                     }
                 )*
                 let verdict = match step {
                     Step::Drop => 1,
+                    $(Step::Reroute => return $reroute(skb),)?
                     $(Step::$end => $answer(skb),)*
                     _ => 0,
                 };
@@ -125,18 +128,18 @@ macro_rules! carry {
 carry! {
     carry_in4 OUT
         [NewFlow lb_new_flow4(skb), Fragment lb_fragment4(skb), Straight lb_straight4(skb), Sctp lb_sctp4(skb),
-         Switch lb_switch4(skb)]
+         Switch lb_switch4(skb), ErrorIn lb_icmp4(skb POS_IN)]
         [Answer lb_answer4]
     carry_in6 OUT
         [NewFlow lb_new_flow6(skb), Fragment lb_fragment6(skb), Straight lb_straight6(skb), Sctp lb_sctp6(skb),
-         Switch lb_switch6(skb)]
+         Switch lb_switch6(skb), ErrorIn lb_icmp6(skb POS_IN)]
         [Answer lb_answer6]
-    carry_out4 IN
+    carry_out4 IN lb_reroute4
         [ToBackend lb_to_backend4(skb), LastWord lb_last_word4(), GuardReply lb_guard_reply4(), Fragment lb_fragment4(skb),
-         Sctp lb_sctp4(skb)]
+         Sctp lb_sctp4(skb), ErrorOut lb_icmp4(skb POS_OUT)]
         [Answer lb_answer4, Reset lb_reset4]
-    carry_out6 IN
+    carry_out6 IN lb_reroute6
         [ToBackend lb_to_backend6(skb), LastWord lb_last_word6(), GuardReply lb_guard_reply6(), Fragment lb_fragment6(skb),
-         Sctp lb_sctp6(skb)]
+         Sctp lb_sctp6(skb), ErrorOut lb_icmp6(skb POS_OUT)]
         [Answer lb_answer6, Reset lb_reset6]
 }

@@ -14,6 +14,8 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 
+use super::probe::Probe;
+use super::traffic::{Load, Tally, Traffic};
 use super::{janitor, netns};
 
 /// What a worker can be asked for.
@@ -38,6 +40,12 @@ pub(crate) enum Ask {
     /// Talks to two destinations from one local port by turns, twice to each. The text is what the servers said,
     /// one line each, in the order first, second, first, second.
     Both { to: [SocketAddr; 2], udp: bool },
+    /// Begins to send a load, under a name.
+    StartTraffic { id: String, load: Load },
+    /// Ends it and gives the tally.
+    StopTraffic { id: String },
+    /// One datagram that must not be fragmented, and its answer or the ICMP error about it.
+    Probe(Probe),
 }
 
 /// What came of it.
@@ -55,6 +63,9 @@ pub(crate) struct Answer {
     pub(crate) from: Option<SocketAddr>,
     /// Milliseconds it took.
     pub(crate) millis: u64,
+    /// What came of a load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) traffic: Option<Tally>,
 }
 
 impl Answer {
@@ -142,6 +153,7 @@ pub(crate) fn serve() -> Result<()> {
 struct Sockets {
     streams: BTreeMap<String, TcpStream>,
     datagrams: BTreeMap<String, (UdpSocket, SocketAddr, bool)>,
+    traffic: BTreeMap<String, Traffic>,
 }
 
 impl Sockets {
@@ -192,7 +204,7 @@ impl Sockets {
             }
             Ask::BigUdp { to, bytes } => {
                 let socket = datagram(*to, false)?;
-                socket.send_to(&vec![b'?'; *bytes], to)?;
+                socket.send_to(format!("{:bytes$}", format!("BIG {bytes}")).as_bytes(), to)?;
                 let mut buffer = vec![0; *bytes + 1];
                 let (length, from) = socket.recv_from(&mut buffer)?;
                 answer.from = Some(plain(from));
@@ -215,6 +227,13 @@ impl Sockets {
                 answer.text = lines.join("\n");
             }
             Ask::Both { to, udp: false } => answer.text = both(*to)?.join("\n"),
+            Ask::StartTraffic { id, load } => {
+                self.traffic.insert(id.clone(), Traffic::start(load));
+            }
+            Ask::StopTraffic { id } => {
+                answer.traffic = Some(self.traffic.remove(id).ok_or_else(missing)?.stop());
+            }
+            Ask::Probe(probe) => probe.act(answer, PATIENCE)?,
         }
         Ok(())
     }

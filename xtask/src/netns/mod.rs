@@ -8,11 +8,15 @@ mod access;
 mod bridge;
 mod counters;
 mod fragments;
+pub(crate) mod api;
+mod counters;
+mod errors;
 mod host;
 mod lifecycle;
 mod neighbours;
 mod pins;
 mod tuples;
+mod traffic;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -22,7 +26,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::lab::manifests::Service;
 use crate::lab::worker::{Answer, Ask};
-use crate::lab::{Kind, Lab, janitor};
+use crate::lab::{Kind, Lab, Side, janitor};
 use crate::run::step;
 
 /// A running cluster with the Services of [`services`], and the agent's binary.
@@ -34,17 +38,6 @@ struct Context {
 }
 
 type Case = (&'static str, fn(&mut Context) -> Result<()>);
-
-/// Who opens the socket.
-#[derive(Clone, Copy, Debug)]
-enum Side {
-    /// Outside of the cluster.
-    Client,
-    /// A process of the node with this index.
-    Node(usize),
-    /// A pod by name.
-    Pod(&'static str),
-}
 
 /// ClusterIP of Service number `n` in [`services`], IPv4 and IPv6.
 fn vips(number: u32) -> [SocketAddr; 2] {
@@ -121,9 +114,11 @@ fn cases(kind: Kind) -> Vec<Case> {
     if kind != Kind::Overlay {
         list.extend(bridge::CASES);
     }
+    list.extend(errors::CASES);
     if kind == Kind::Friendly {
         list.extend(neighbours::CASES);
         list.extend(lifecycle::CASES);
+        list.extend(traffic::CASES);
     }
     list.extend(counters::CASES);
     if kind == Kind::Friendly {
@@ -170,11 +165,7 @@ fn cluster(kind: Kind, agent: &Path, cases: &[Case]) -> Result<(usize, usize)> {
 
 impl Context {
     fn ask(&mut self, side: Side, ask: &Ask) -> Result<Answer> {
-        match side {
-            Side::Client => self.lab.client.ask(ask),
-            Side::Node(index) => self.lab.nodes.get_mut(index).context("no such node")?.worker.ask(ask),
-            Side::Pod(name) => self.lab.pod(name)?.worker.ask(ask),
-        }
+        self.lab.ask(side, ask)
     }
 
     fn http(&mut self, side: Side, to: SocketAddr) -> Result<Answer> {
