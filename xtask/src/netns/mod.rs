@@ -5,6 +5,9 @@
 //! counters of martians, INVALID packets and wrong checksums, all of which must be 0.
 
 mod access;
+mod bridge;
+mod counters;
+mod fragments;
 pub(crate) mod api;
 mod counters;
 mod errors;
@@ -12,6 +15,7 @@ mod host;
 mod lifecycle;
 mod neighbours;
 mod pins;
+mod tuples;
 mod traffic;
 
 use std::net::SocketAddr;
@@ -53,6 +57,7 @@ const EMPTY: u32 = 14;
 const OUTSIDE: u32 = 15;
 const MOVING: u32 = 16;
 const LATE: u32 = 17;
+const BRIDGED: u32 = 18;
 
 /// NodePort (TCP; UDP is the next number) of a Service.
 const fn node_port(number: u32) -> u16 {
@@ -104,6 +109,11 @@ pub(crate) fn run(agent: &Path, only: Option<&str>) -> Result<(usize, usize)> {
 fn cases(kind: Kind) -> Vec<Case> {
     let mut list = access::CASES.to_vec();
     list.extend(host::CASES);
+    list.extend(tuples::CASES);
+    list.extend(fragments::CASES);
+    if kind != Kind::Overlay {
+        list.extend(bridge::CASES);
+    }
     list.extend(errors::CASES);
     if kind == Kind::Friendly {
         list.extend(neighbours::CASES);
