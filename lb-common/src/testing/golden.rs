@@ -263,7 +263,13 @@ impl Story {
     }
 
     /// The packet leaves as these bytes.
-    pub(super) fn turns_into(self, at: At, packet: &PacketBuilder, out: Vec<u8>, counters: &[Counter]) -> Story {
+    pub(super) fn turns_into(
+        self,
+        at: At,
+        packet: &PacketBuilder,
+        out: Vec<u8>,
+        counters: &[Counter],
+    ) -> Story {
         self.add(at, packet, Expect::Rewritten(out), counters)
     }
 

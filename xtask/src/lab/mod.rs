@@ -20,6 +20,7 @@ pub(crate) mod node;
 pub(crate) mod probe;
 mod rules;
 pub(crate) mod servers;
+pub(crate) mod tun;
 pub(crate) mod worker;
 
 use std::collections::BTreeMap;

@@ -28,7 +28,8 @@ pub(crate) fn serve(pod: &str, node: &str, port: u16) -> Result<()> {
             // an ICMP error of an earlier answer is reported here too; it concerns nobody else
             if let Ok((length, from)) = socket.recv_from(&mut buffer) {
                 let mut answer = format!("{udp_name} peer {}", plain(from)).into_bytes();
-                let asked = std::str::from_utf8(&buffer[..length]).ok().and_then(|text| text.strip_prefix("BIG "));
+                let asked =
+                    std::str::from_utf8(&buffer[..length]).ok().and_then(|text| text.strip_prefix("BIG "));
                 if let Some(bytes) = asked.and_then(|text| text.trim().parse().ok()) {
                     answer.resize(bytes, b' ');
                 }

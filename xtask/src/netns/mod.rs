@@ -8,9 +8,12 @@ mod access;
 mod counters;
 mod errors;
 mod host;
+mod hostile;
 mod lifecycle;
 mod neighbours;
 mod pins;
+mod rejects;
+mod uplinks;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -114,6 +117,9 @@ fn cases(kind: Kind) -> Vec<Case> {
     let mut list = access::CASES.to_vec();
     list.extend(host::CASES);
     list.extend(errors::CASES);
+    list.extend(rejects::CASES);
+    list.extend(hostile::CASES);
+    list.extend(uplinks::CASES);
     if kind == Kind::Friendly {
         list.extend(neighbours::CASES);
         list.extend(lifecycle::CASES);
