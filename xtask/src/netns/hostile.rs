@@ -65,10 +65,10 @@ fn masquerade_beside(context: &mut Context) -> Result<()> {
 }
 
 /// A server of ours in some namespace; ends with this value.
-struct Server(Child);
+pub(super) struct Server(Child);
 
 impl Server {
-    fn start(namespace: &str, name: &str, port: u16) -> Result<Self> {
+    pub(super) fn start(namespace: &str, name: &str, port: u16) -> Result<Self> {
         let mut command = netns::command(namespace, None, Path::new(netns::OWN_PROGRAM))?;
         command.args(["serve", "--pod", name, "--node", "none", "--port", &port.to_string()]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;

@@ -11,6 +11,7 @@ mod host;
 mod hostile;
 mod lifecycle;
 mod neighbours;
+mod nested;
 mod pins;
 mod rejects;
 mod uplinks;
@@ -120,6 +121,7 @@ fn cases(kind: Kind) -> Vec<Case> {
     list.extend(rejects::CASES);
     list.extend(hostile::CASES);
     list.extend(uplinks::CASES);
+    list.extend(nested::CASES);
     if kind == Kind::Friendly {
         list.extend(neighbours::CASES);
         list.extend(lifecycle::CASES);
