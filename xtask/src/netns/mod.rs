@@ -5,18 +5,21 @@
 //! counters of martians, INVALID packets and wrong checksums, all of which must be 0.
 
 mod access;
+pub(crate) mod api;
 mod bridge;
 mod counters;
-mod fragments;
-pub(crate) mod api;
-mod counters;
 mod errors;
+mod fragments;
 mod host;
+mod hostile;
 mod lifecycle;
 mod neighbours;
+mod nested;
 mod pins;
-mod tuples;
+mod rejects;
 mod traffic;
+mod tuples;
+mod uplinks;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -115,6 +118,10 @@ fn cases(kind: Kind) -> Vec<Case> {
         list.extend(bridge::CASES);
     }
     list.extend(errors::CASES);
+    list.extend(rejects::CASES);
+    list.extend(hostile::CASES);
+    list.extend(uplinks::CASES);
+    list.extend(nested::CASES);
     if kind == Kind::Friendly {
         list.extend(neighbours::CASES);
         list.extend(lifecycle::CASES);
