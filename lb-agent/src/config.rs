@@ -92,7 +92,7 @@ pub struct RunArgs {
     /// answer. A node without any other service proxy needs one of them for its first start
     #[arg(long, value_name = "URL,...", value_delimiter = ',')]
     pub apiserver: Vec<String>,
-    /// Folder where the API server's endpoints are kept for the next start; empty = they are not kept
+    /// Folder where the API server's endpoints are kept for the next start
     #[arg(long, value_name = "DIR", default_value = "/var/lib/lb-agent")]
     pub state_dir: PathBuf,
     /// A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), as kube-proxy takes it
@@ -214,7 +214,7 @@ impl RunArgs {
             kubeconfig: self.kubeconfig.clone(),
             config_kubeconfig,
             servers: self.apiserver.iter().map(|url| url.trim().to_owned()).collect(),
-            memory: Some(self.state_dir.clone()).filter(|folder| !folder.as_os_str().is_empty()),
+            memory: Some(self.state_dir.clone()),
             in_cluster: in_cluster(),
             service_account: SERVICE_ACCOUNT.into(),
         };

@@ -1,4 +1,5 @@
 use k8s_openapi::api::core::v1::Service;
+use kube::Resource as _;
 use serde_json::json;
 
 use super::*;
