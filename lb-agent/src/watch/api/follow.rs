@@ -112,7 +112,7 @@ impl<F: Fn() -> bool> Follower<'_, F> {
                 Err(Stop::Fault(fault)) => fault,
             };
             if fault.cause == Cause::Expired {
-                debug!(resource = %K::plural(&()), "The history is compacted, listing anew");
+                info!(resource = %K::plural(&()), "The history is compacted, listing anew");
                 at.version = None;
                 pause.wait().await;
                 continue;
