@@ -70,3 +70,20 @@ fn a_missing_file_is_named() {
     let error = run(&["--node-name", "a", "--manifests", "d", "--config", "/nowhere"]).unwrap_err();
     assert!(error.to_string().contains("/nowhere"));
 }
+
+#[test]
+fn tables_have_the_size_that_was_asked_for_within_bounds() {
+    use lb_common::abi::names;
+    let sizes = |arguments: &[&str]| {
+        let all = ["--node-name", "a", "--manifests", "d"].iter().chain(arguments).copied();
+        run(&all.collect::<Vec<_>>()).unwrap().sizes
+    };
+    let chosen = sizes(&["--max-flows", "40000", "--max-frontends", "2048"]);
+    assert_eq!((chosen.of(names::LB_CT4), chosen.of(names::LB_EM6)), (Some(40_000), Some(10_000)));
+    assert_eq!((chosen.of(names::LB_SVC6), chosen.of(names::LB_BE4)), (Some(2048), None));
+    assert!(sizes(&[]).of(names::LB_CT6).is_some_and(|n| n >= 8192), "by memory");
+    for outside in ["8191", "16777217", "-1", "many"] {
+        let all = ["lb-agent", "run", "--manifests", "d", "--max-flows", outside];
+        assert!(Cli::try_parse_from(all).is_err(), "{outside}");
+    }
+}

@@ -13,12 +13,15 @@
 //! Names begin with `<prefix>-<pid>-`; [`janitor`] removes all of it. Use it from the main thread: its processes end
 //! with the thread that started them.
 
+mod bridge;
 pub(crate) mod janitor;
 pub(crate) mod manifests;
 pub(crate) mod netns;
 pub(crate) mod node;
+pub(crate) mod probe;
 mod rules;
 pub(crate) mod servers;
+pub(crate) mod traffic;
 pub(crate) mod worker;
 
 use std::collections::BTreeMap;
@@ -33,7 +36,7 @@ use self::manifests::{Endpoint, POD_PORT, Service};
 use self::netns::{ip, run_in, sysctl};
 use self::node::Node;
 use self::rules::{HOSTILE_RULES, MASQUERADE_RULES};
-use self::worker::Worker;
+use self::worker::{Answer, Ask, Worker};
 
 /// Prefixes of all names ever given, for the removal of what killed runs left.
 pub(crate) const PREFIXES: [&str; 3] = ["lbdemo", "lbtest", "lbbench"];
@@ -56,6 +59,17 @@ pub(crate) enum Kind {
     Hostile,
     /// As `Hostile`, pods of the other node over VXLAN with MTU 1450.
     Overlay,
+}
+
+/// Who opens the socket.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Side {
+    /// Outside of the cluster.
+    Client,
+    /// A process of the node with this index.
+    Node(usize),
+    /// A pod by name.
+    Pod(&'static str),
 }
 
 /// A pod with its server and its client side.
@@ -95,7 +109,8 @@ pub(crate) struct Lab {
     pub(crate) manifests: PathBuf,
     /// Folder with logs and manifests.
     pub(crate) folder: PathBuf,
-    kind: Kind,
+    /// What kind of node it has.
+    pub(crate) kind: Kind,
     _guard: janitor::Guard,
 }
 
@@ -275,6 +290,19 @@ impl Lab {
                 format!("neigh replace {} lladdr {NODE_MAC} dev eth0 nud permanent", GATEWAY[1]),
             ],
         )?;
+        self.start_pod(name, index, own, device, addresses)
+    }
+
+    /// Starts the servers of a pod whose namespace is ready.
+    fn start_pod(
+        &mut self,
+        name: String,
+        index: usize,
+        own: String,
+        device: String,
+        addresses: [String; 2],
+    ) -> Result<()> {
+        let node = &self.nodes[index];
         let workloads = node.workloads();
         let mut command = netns::command(&own, Some(&workloads), Path::new(netns::OWN_PROGRAM))?;
         command.args(["serve", "--pod", &name, "--node", &node.name, "--port", &POD_PORT.to_string()]);
@@ -295,6 +323,18 @@ impl Lab {
     /// When there is none.
     pub(crate) fn pod(&mut self, name: &str) -> Result<&mut Pod> {
         self.pods.get_mut(name).with_context(|| format!("no pod {name}"))
+    }
+
+    /// Asks the worker of a side and waits for its answer.
+    ///
+    /// # Errors
+    /// When there is no such side, or its worker is gone.
+    pub(crate) fn ask(&mut self, side: Side, ask: &Ask) -> Result<Answer> {
+        match side {
+            Side::Client => self.client.ask(ask),
+            Side::Node(index) => self.nodes.get_mut(index).context("no such node")?.worker.ask(ask),
+            Side::Pod(name) => self.pod(name)?.worker.ask(ask),
+        }
     }
 
     /// Writes one manifest, replacing an older one of that name at once.
@@ -355,7 +395,11 @@ impl Lab {
     }
 }
 
-fn namespace(tag: &str, short: &str) -> Result<String> {
+/// A namespace `<tag>-<short>` of the cluster; goes away with it.
+///
+/// # Errors
+/// When it can't be made.
+pub(crate) fn namespace(tag: &str, short: &str) -> Result<String> {
     let name = format!("{tag}-{short}");
     janitor::namespace(&name);
     crate::run::output(std::process::Command::new("ip").args(["netns", "add", &name]))?;
@@ -375,7 +419,10 @@ fn namespace(tag: &str, short: &str) -> Result<String> {
 }
 
 /// Connects a namespace's `eth0` with the fabric's bridge.
-fn uplink(fabric: &str, own: &str, addresses: &[String; 2]) -> Result<()> {
+///
+/// # Errors
+/// When a command fails.
+pub(crate) fn uplink(fabric: &str, own: &str, addresses: &[String; 2]) -> Result<()> {
     let port = format!("port-{}", own.rsplit('-').next().unwrap_or(own));
     ip(
         fabric,

@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::run::is_root;
-use crate::{bench, build, kube, netns, packages, paths, verify};
+use crate::{bench, build, cluster, kube, netns, packages, paths, verify};
 
 /// A level of tests; docs/testing.md says what each is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -30,6 +30,8 @@ pub(crate) enum Level {
     Conformance,
     /// The conformance kit against the agent, fed by a real kube-apiserver
     ConformanceApi,
+    /// Kubernetes' own Service specs, the quick list, in a real cluster served by the image and manifests we ship
+    Cluster,
     /// What direct traffic pays for the agent's presence
     Cost,
 }
@@ -93,7 +95,7 @@ pub(crate) fn run(levels: &[Level]) -> bool {
 }
 
 /// One thing that this machine does not allow.
-fn skip(reason: &str) -> Tally {
+pub(crate) fn skip(reason: &str) -> Tally {
     println!("  SKIP  {reason}");
     Tally { skipped: 1, ..Tally::default() }
 }
@@ -131,6 +133,7 @@ impl Level {
                 }
             }
             Self::Conformance => conformance::run(conformance::Feed::Manifests),
+            Self::Cluster => cluster::level::run(),
             _ => {
                 bench::direct(&paths::agent())?;
                 Ok(Tally { passed: 1, ..Tally::default() })
