@@ -129,7 +129,9 @@ pub struct RunArgs {
 
 /// Capacities of the tables. They take effect when the tables are made: pinned ones keep theirs until `cleanup`.
 #[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Sizes of tables (of each IP family; tables that exist keep theirs until cleanup)")]
+#[command(
+    next_help_heading = "Sizes of tables (of each IP family; tables that exist keep theirs until cleanup)"
+)]
 pub struct SizeArgs {
     /// Entries of established flows; a flow takes two, four when it is masqueraded. About 440 bytes each, taken at
     /// start. Default: by memory, 131072 from 5 to 29 GiB

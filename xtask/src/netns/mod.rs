@@ -5,18 +5,17 @@
 //! counters of martians, INVALID packets and wrong checksums, all of which must be 0.
 
 mod access;
+pub(crate) mod api;
 mod bridge;
 mod counters;
-mod fragments;
-pub(crate) mod api;
-mod counters;
 mod errors;
+mod fragments;
 mod host;
 mod lifecycle;
 mod neighbours;
 mod pins;
-mod tuples;
 mod traffic;
+mod tuples;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -34,8 +34,9 @@ const SILENCE: Duration = Duration::from_secs(WATCH_S as u64 + 10);
 const SHORT: Duration = Duration::from_secs(1);
 /// Faults in a row after which a server is left, if there is another, or a watch is given up for a new list.
 const TRIES: u32 = 2;
-/// A resource that the server does not have, or show, is asked for again after this.
-const OPTIONAL_AGAIN: Duration = Duration::from_secs(300);
+/// A resource that the server does not have, or show, is asked for again after this. Not much later: a server that
+/// has just started may answer 403 to everybody until it knows its roles.
+const OPTIONAL_AGAIN: Duration = Duration::from_secs(60);
 
 /// Why following ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -199,7 +200,9 @@ impl<F: Fn() -> bool> Follower<'_, F> {
                 Ok(Ok(Some(WatchEvent::Deleted(object)))) => {
                     (object.resource_version(), table.remove(object.meta()))
                 }
-                Ok(Ok(Some(WatchEvent::Bookmark(mark)))) => (Some(mark.metadata.resource_version), Vec::new()),
+                Ok(Ok(Some(WatchEvent::Bookmark(mark)))) => {
+                    (Some(mark.metadata.resource_version), Vec::new())
+                }
                 Ok(Ok(Some(WatchEvent::Error(status)))) => {
                     return Err(WatchFault::of_status("watch", &status).into());
                 }

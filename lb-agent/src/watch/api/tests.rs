@@ -78,7 +78,8 @@ async fn answer(
     Path(resource): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Response {
-    let query: BTreeMap<String, String> = query.as_deref().unwrap_or_default().split('&').filter_map(pair).collect();
+    let query: BTreeMap<String, String> =
+        query.as_deref().unwrap_or_default().split('&').filter_map(pair).collect();
     let mut behaviour = server.behaviour.lock().unwrap();
     let part = |name: &str| query.get(name).cloned().unwrap_or_default();
     behaviour.asked.push(format!("{resource}?{}&{}", part("labelSelector"), part("fieldSelector")));
@@ -124,7 +125,8 @@ fn pair(text: &str) -> Option<(String, String)> {
 }
 
 fn refusal(code: u16) -> Response {
-    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": "no"});
+    let status =
+        json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": "no"});
     (StatusCode::from_u16(code).unwrap(), axum::Json(status)).into_response()
 }
 
@@ -250,7 +252,8 @@ async fn b166_b169_what_is_refused_is_named_and_service_cidrs_are_not_waited_for
     let mut run = Run::new(&[mock.address]);
     run.until("all but services", |store| store.awaited() == [Source::ApiServices]).await;
     run.until("services are named", |store| says(store, "services: does not let us list")).await;
-    run.until("service CIDRs are named", |store| says(store, "servicecidrs: does not have this resource")).await;
+    run.until("service CIDRs are named", |store| says(store, "servicecidrs: does not have this resource"))
+        .await;
     mock.change(|b| b.refused.clear());
     run.until("in sync", Store::in_sync).await;
     run.until("the fault is taken back", |store| !says(store, "does not let us")).await;
