@@ -11,11 +11,15 @@ mod counters;
 mod errors;
 mod fragments;
 mod host;
+mod hostile;
 mod lifecycle;
 mod neighbours;
+mod nested;
 mod pins;
+mod rejects;
 mod traffic;
 mod tuples;
+mod uplinks;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -114,6 +118,10 @@ fn cases(kind: Kind) -> Vec<Case> {
         list.extend(bridge::CASES);
     }
     list.extend(errors::CASES);
+    list.extend(rejects::CASES);
+    list.extend(hostile::CASES);
+    list.extend(uplinks::CASES);
+    list.extend(nested::CASES);
     if kind == Kind::Friendly {
         list.extend(neighbours::CASES);
         list.extend(lifecycle::CASES);
