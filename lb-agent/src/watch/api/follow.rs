@@ -34,8 +34,7 @@ const SILENCE: Duration = Duration::from_secs(WATCH_S as u64 + 10);
 const SHORT: Duration = Duration::from_secs(1);
 /// Faults in a row after which a server is left, if there is another, or a watch is given up for a new list.
 const TRIES: u32 = 2;
-/// A resource that the server does not have, or show, is asked for again after this. Not much later: a server that
-/// has just started may answer 403 to everybody until it knows its roles.
+/// A resource that the server does not have, or show, is asked for again after this.
 const OPTIONAL_AGAIN: Duration = Duration::from_secs(60);
 
 /// Why following ended.
@@ -119,6 +118,12 @@ impl<F: Fn() -> bool> Follower<'_, F> {
                 continue;
             }
             at.faults += 1;
+            if fault.cause == Cause::Forbidden && at.heard && at.faults < TRIES {
+                // A server that has just started answers so until it knows its roles.
+                at.doubtful = true;
+                pause.wait().await;
+                continue;
+            }
             if !self.out.send(self.say(table, &fault, &mut at)).await {
                 return Ended::Closed;
             }
@@ -127,7 +132,7 @@ impl<F: Fn() -> bool> Follower<'_, F> {
                 if at.faults >= TRIES && (self.others)() {
                     return Ended::Lost { heard: at.heard };
                 }
-            } else if at.faults >= TRIES {
+            } else if at.faults >= TRIES && fault.cause == Cause::Refused {
                 at.version = None;
             }
             if self.is_dispensable::<K>(&fault) {
