@@ -94,7 +94,7 @@ pub struct RunArgs {
     /// answer. A node without any other service proxy needs one of them for its first start
     #[arg(long, value_name = "URL,...", value_delimiter = ',')]
     pub apiserver: Vec<String>,
-    /// Folder where the API server's endpoints are kept for the next start; empty = they are not kept
+    /// Folder where the API server's endpoints are kept for the next start
     #[arg(long, value_name = "DIR", default_value = "/var/lib/lb-agent")]
     pub state_dir: PathBuf,
     /// A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), as kube-proxy takes it
@@ -129,7 +129,9 @@ pub struct RunArgs {
 
 /// Capacities of the tables. They take effect when the tables are made: pinned ones keep theirs until `cleanup`.
 #[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Sizes of tables (of each IP family; tables that exist keep theirs until cleanup)")]
+#[command(
+    next_help_heading = "Sizes of tables (of each IP family; tables that exist keep theirs until cleanup)"
+)]
 pub struct SizeArgs {
     /// Entries of established flows; a flow takes two, four when it is masqueraded. About 440 bytes each, taken at
     /// start. Default: by memory, 131072 from 5 to 29 GiB
@@ -271,7 +273,7 @@ impl RunArgs {
             kubeconfig: self.kubeconfig.clone(),
             config_kubeconfig,
             servers: self.apiserver.iter().map(|url| url.trim().to_owned()).collect(),
-            memory: Some(self.state_dir.clone()).filter(|folder| !folder.as_os_str().is_empty()),
+            memory: Some(self.state_dir.clone()),
             in_cluster: in_cluster(),
             service_account: SERVICE_ACCOUNT.into(),
         };

@@ -25,8 +25,14 @@ fn a_folder_and_an_api_server_exclude_each_other() {
 
 #[test]
 fn without_any_way_to_an_api_server_one_message_names_all_of_them() {
-    let error = run(&["--node-name", "a", "--state-dir", ""]).unwrap_err().to_string();
-    for way in ["--kubeconfig", "--apiserver", "clientConnection.kubeconfig", "KUBERNETES_SERVICE_HOST", "--manifests"] {
+    let error = run(&["--node-name", "a", "--state-dir", "/nowhere"]).unwrap_err().to_string();
+    for way in [
+        "--kubeconfig",
+        "--apiserver",
+        "clientConnection.kubeconfig",
+        "KUBERNETES_SERVICE_HOST",
+        "--manifests",
+    ] {
         assert!(error.contains(way), "{way} in {error}");
     }
     let error = run(&["--node-name", "a", "--kubeconfig", "/nowhere"]).unwrap_err().to_string();

@@ -59,6 +59,9 @@ impl Service {
             list(&self.cluster_ips),
             list(&families),
         );
+        if self.cluster_ips.len() > 1 {
+            text += "  ipFamilyPolicy: RequireDualStack\n";
+        }
         if !self.external_ips.is_empty() {
             writeln!(text, "  externalIPs: [{}]", list(&self.external_ips)).ok();
         }
