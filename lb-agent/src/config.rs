@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use thiserror::Error;
 
-use crate::kubeproxy::{self, ConfigError, ProxyConfig};
+use crate::kubeproxy::{self, ConfigError, Conntrack, Parsed, ProxyConfig};
 use crate::model::settings::{Settings, SocketLb};
 
 /// The command line.
@@ -24,6 +24,7 @@ Examples:
   lb-agent status                                                 what is served, and what is wrong
   lb-agent dump                                                   the kernel's tables as text
   lb-agent cleanup                                                remove everything from the kernel
+  lb-agent cleanup --kube-proxy                                   remove the rules that kube-proxy left behind
 
 Traffic goes on when the agent stops; only `cleanup` ends it.")]
 pub struct Cli {
@@ -37,8 +38,8 @@ pub struct Cli {
 pub enum Command {
     /// Serve: fill the kernel's tables and keep them so until SIGTERM; the data path stays behind
     Run(Box<RunArgs>),
-    /// Remove all programs, tables and pins from the kernel; connections through them break
-    Cleanup(KernelArgs),
+    /// Remove all programs, tables and pins from the kernel; connections through them break. Or kube-proxy's rules
+    Cleanup(CleanupArgs),
     /// Say what is served and what is wrong, from the running agent or else from the kernel
     Status(StatusArgs),
     /// Print the kernel's tables as text, one line per entry, in a stable order
@@ -54,6 +55,18 @@ pub struct KernelArgs {
     /// Mount point of the BPF file system; the pins are under PATH/lb/
     #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
+}
+
+/// Arguments of `cleanup`.
+#[derive(Debug, Clone, Args)]
+pub struct CleanupArgs {
+    /// Remove what kube-proxy left (iptables, nftables) instead of what this agent made. Its open connections go on.
+    /// Run it when kube-proxy is gone and this agent serves
+    #[arg(long)]
+    pub kube_proxy: bool,
+    /// Where in the kernel.
+    #[command(flatten)]
+    pub kernel: KernelArgs,
 }
 
 /// Arguments of `status`.
@@ -72,7 +85,7 @@ pub struct StatusArgs {
 
 /// Arguments of `run`.
 #[derive(Debug, Clone, Args)]
-#[command(group = clap::ArgGroup::new("source").required(true).args(["manifests", "kubeconfig"]))]
+#[command(group = clap::ArgGroup::new("source").required(true).args(["manifests", "kubeconfig", "write_config_to", "init_only"]).multiple(true))]
 pub struct RunArgs {
     /// Name of this node, as in Node objects and nodeName of endpoints. Else hostnameOverride of --config, else the
     /// host name
@@ -82,11 +95,18 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
     /// The API server of this kubeconfig as the source: not yet available, use --manifests
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
     pub kubeconfig: Option<PathBuf>,
-    /// A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), as kube-proxy takes it
+    /// A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), as kube-proxy takes it. When the file changes, the
+    /// agent ends with status 1, for its supervisor to start it anew; traffic goes on meanwhile
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Write the KubeProxyConfiguration in force, with all defaults, as YAML to this file, and exit
+    #[arg(long, value_name = "FILE")]
+    pub write_config_to: Option<PathBuf>,
+    /// Set what only a privileged process can (the sysctls of `conntrack`), and exit
+    #[arg(long)]
+    pub init_only: bool,
     /// Where in the kernel.
     #[command(flatten)]
     pub kernel: KernelArgs,
@@ -124,8 +144,23 @@ pub struct RunConfig {
     pub healthz: SocketAddr,
     /// Where metrics and status answer.
     pub metrics: SocketAddr,
+    /// A health or metrics address that cannot be opened ends the agent.
+    pub hard_fail: bool,
+    /// The file of `--config` and its text, to be watched.
+    pub file: Option<(PathBuf, String)>,
+    /// The KubeProxyConfiguration in force.
+    pub effective: serde_json::Value,
     /// What the operator should know before it starts.
     pub warnings: Vec<String>,
+}
+
+/// What a node is asked to be, whatever the source (B114).
+#[derive(Debug, Clone)]
+pub struct NodeDuties {
+    /// `conntrack`.
+    pub conntrack: Conntrack,
+    /// `oomScoreAdj`.
+    pub oom_score: i16,
 }
 
 /// Why a run cannot start.
@@ -157,7 +192,7 @@ impl RunArgs {
     /// See [`StartError`]; nothing was touched.
     pub fn resolve(&self) -> Result<RunConfig, StartError> {
         let manifests = self.manifests.clone().ok_or(StartError::NoApiSource)?;
-        let (proxy, mut warnings) = self.proxy_config()?;
+        let (Parsed { config: proxy, mut warnings, effective }, file) = self.proxy_config()?;
         if proxy.kubeconfig.is_some() {
             warnings.push("clientConnection.kubeconfig is not used with --manifests".to_owned());
         }
@@ -173,21 +208,44 @@ impl RunArgs {
             healthz: address("--healthz-bind-address", &self.healthz_bind_address, proxy.healthz)?,
             metrics: address("--metrics-bind-address", &self.metrics_bind_address, proxy.metrics)?,
             kernel: self.kernel.clone(),
+            hard_fail: proxy.hard_fail,
             settings: self.settings(proxy)?,
+            file,
+            effective,
             warnings,
         })
     }
 
-    fn proxy_config(&self) -> Result<(ProxyConfig, Vec<String>), StartError> {
-        let Some(path) = &self.config else {
-            return Ok((kubeproxy::KubeProxyConfiguration::default().resolve()?, Vec::new()));
-        };
+    /// What the node is asked to be; for `--init-only`, which needs nothing else.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn duties(&self) -> Result<NodeDuties, StartError> {
+        let (Parsed { config, .. }, _) = self.proxy_config()?;
+        Ok(NodeDuties { conntrack: config.conntrack, oom_score: config.oom_score })
+    }
+
+    /// The text for `--write-config-to` (B160).
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn effective(&self) -> Result<String, StartError> {
+        let (parsed, _) = self.proxy_config()?;
+        serde_yaml_ng::to_string(&parsed.effective).map_err(|error| {
+            StartError::Config(ConfigError::Shape { field: String::new(), problem: error.to_string() })
+        })
+    }
+
+    /// The configuration, and the file it came from with its text.
+    fn proxy_config(&self) -> Result<(Parsed, Option<(PathBuf, String)>), StartError> {
+        let Some(path) = &self.config else { return Ok((kubeproxy::parse("")?, None)) };
         let text = std::fs::read_to_string(path)
             .map_err(|source| StartError::Read { path: path.clone(), source })?;
-        let (config, unknown) = kubeproxy::parse(&text)?;
-        let warn =
-            |field| format!("configuration field {field} is not known and has no effect; is it misspelt?");
-        Ok((config, unknown.into_iter().map(warn).collect()))
+        let mut parsed = kubeproxy::parse(&text)?;
+        for warning in &mut parsed.warnings {
+            *warning = format!("--config: {warning}");
+        }
+        Ok((parsed, Some((path.clone(), text))))
     }
 
     fn settings(&self, proxy: ProxyConfig) -> Result<Settings, StartError> {

@@ -13,11 +13,13 @@ pub mod gc;
 pub mod glue;
 pub mod kernel;
 pub mod kubeproxy;
+pub mod leftovers;
 pub mod links;
 #[cfg(test)]
 pub(crate) mod memory_kernel;
 pub mod model;
 pub mod net;
+pub mod node;
 pub mod plan;
 pub mod run;
 pub mod status;

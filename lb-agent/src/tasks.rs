@@ -34,6 +34,19 @@ pub enum AgentError {
     /// The folder of manifests.
     #[error(transparent)]
     Manifests(#[from] ManifestsError),
+    /// `--config` has changed (B161).
+    #[error("the file of --config has changed: {0}; start again to use it (traffic goes on)")]
+    ConfigChanged(String),
+    /// An address cannot be opened, and `bindAddressHardFail` says that this ends it (B134, B135).
+    #[error("{server} address {address} cannot be opened: {source}")]
+    Bind {
+        /// Which server.
+        server: &'static str,
+        /// Its address.
+        address: SocketAddr,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// A task ended although it should not.
     #[error("the task {0} has ended; see the log")]
     TaskEnded(&'static str),

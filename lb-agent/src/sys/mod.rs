@@ -1,6 +1,7 @@
 //! Safe wrappers around the few system calls that no crate offers: the `unsafe` of the agent lives here.
 
 pub mod bpf;
+pub mod iptables;
 
 use std::ffi::CString;
 use std::io;
