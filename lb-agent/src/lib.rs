@@ -7,6 +7,7 @@ pub mod config;
 pub mod datapath;
 pub mod desired;
 pub mod dump;
+pub mod events;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod gc;

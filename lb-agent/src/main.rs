@@ -74,7 +74,11 @@ fn status(args: &StatusArgs) -> Result<()> {
             let look = glue::look(&args.kernel)?;
             let counters: std::collections::BTreeMap<_, _> = look.counters.into_iter().collect();
             let tables = Tables::of(&look.desired);
-            json!({"serving": "by the kernel alone", "tables": tables, "usage": look.usage, "counters": counters})
+            let left = leftovers::look().warnings();
+            json!({
+                "serving": "by the kernel alone", "tables": tables, "usage": look.usage, "counters": counters,
+                "leftoverWarnings": left,
+            })
         }
     };
     print!("{}", if args.json { format!("{status}\n") } else { client::text(&status) });

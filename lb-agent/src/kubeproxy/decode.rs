@@ -154,6 +154,11 @@ impl<'de> Visitor<'de> for TreeVisitor {
         Ok(Tree(Value::Null, Vec::new()))
     }
 
+    // An empty document.
+    fn visit_none<E>(self) -> Result<Tree, E> {
+        self.visit_unit()
+    }
+
     fn visit_bool<E>(self, value: bool) -> Result<Tree, E> {
         Ok(Tree(value.into(), Vec::new()))
     }
