@@ -8,7 +8,9 @@ use clap::{Args, Parser, Subcommand};
 use thiserror::Error;
 
 use crate::kubeproxy::{self, ConfigError, Conntrack, Parsed, ProxyConfig};
-use crate::model::settings::{Settings, SocketLb};
+use crate::model::settings::{DetectLocal, Settings, SocketLb};
+use crate::watch::api::ApiSource;
+use crate::watch::api::bootstrap::{Bootstrap, BootstrapError, SERVICE_ACCOUNT};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -19,6 +21,8 @@ use crate::model::settings::{Settings, SocketLb};
 )]
 #[command(after_help = "\
 Examples:
+  lb-agent run                                                    serve the cluster this pod runs in
+  lb-agent run --node-name a --kubeconfig FILE                    serve the cluster of a kubeconfig
   lb-agent run --node-name $(hostname) --manifests /etc/lb        serve the Services of a folder
   lb-agent run --node-name a --manifests D --config kube-proxy.conf  with a cluster's kube-proxy configuration
   lb-agent status                                                 what is served, and what is wrong
@@ -85,18 +89,25 @@ pub struct StatusArgs {
 
 /// Arguments of `run`.
 #[derive(Debug, Clone, Args)]
-#[command(group = clap::ArgGroup::new("source").required(true).args(["manifests", "kubeconfig", "write_config_to", "init_only"]).multiple(true))]
 pub struct RunArgs {
     /// Name of this node, as in Node objects and nodeName of endpoints. Else hostnameOverride of --config, else the
     /// host name
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub node_name: Option<String>,
     /// Folder with Service, EndpointSlice, Node and ServiceCIDR manifests (*.yaml, *.yml, *.json), watched for changes
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "apiserver"])]
     pub manifests: Option<PathBuf>,
-    /// The API server of this kubeconfig as the source: not yet available, use --manifests
-    #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
+    /// Kubeconfig of the cluster to serve. Without it: clientConnection.kubeconfig of --config, then --apiserver, then
+    /// the API server's endpoints as they were last, then the in-cluster address (KUBERNETES_SERVICE_HOST)
+    #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
+    /// API servers to ask with the pod's service account (or --kubeconfig's user); the next one when one does not
+    /// answer. A node without any other service proxy needs one of them for its first start
+    #[arg(long, value_name = "URL,...", value_delimiter = ',')]
+    pub apiserver: Vec<String>,
+    /// Folder where the API server's endpoints are kept for the next start; empty = they are not kept
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/lb-agent")]
+    pub state_dir: PathBuf,
     /// A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), as kube-proxy takes it. When the file changes, the
     /// agent ends with status 1, for its supervisor to start it anew; traffic goes on meanwhile
     #[arg(long, value_name = "FILE")]
@@ -134,8 +145,8 @@ pub struct RunArgs {
 /// What a run needs.
 #[derive(Debug, Clone)]
 pub struct RunConfig {
-    /// Folder of manifests.
-    pub manifests: PathBuf,
+    /// Where objects come from.
+    pub source: SourceConfig,
     /// Settings of data path and loop.
     pub settings: Settings,
     /// Where in the kernel.
@@ -163,6 +174,15 @@ pub struct NodeDuties {
     pub oom_score: i16,
 }
 
+/// Where objects come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceConfig {
+    /// A folder of manifests.
+    Manifests(PathBuf),
+    /// An API server.
+    Api(ApiSource),
+}
+
 /// Why a run cannot start.
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -177,9 +197,9 @@ pub enum StartError {
     /// The configuration or a flag cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// `--kubeconfig` without `--manifests`.
-    #[error("the API source comes with a later release; use --manifests DIR")]
-    NoApiSource,
+    /// There is no API server to ask.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
     /// Nobody says how this node is called.
     #[error("this node has no name: give --node-name, or hostnameOverride in --config")]
     NoName,
@@ -191,11 +211,8 @@ impl RunArgs {
     /// # Errors
     /// See [`StartError`]; nothing was touched.
     pub fn resolve(&self) -> Result<RunConfig, StartError> {
-        let manifests = self.manifests.clone().ok_or(StartError::NoApiSource)?;
-        let (Parsed { config: proxy, mut warnings, effective }, file) = self.proxy_config()?;
-        if proxy.kubeconfig.is_some() {
-            warnings.push("clientConnection.kubeconfig is not used with --manifests".to_owned());
-        }
+        let (Parsed { config: mut proxy, mut warnings, effective }, file) = self.proxy_config()?;
+        let kubeconfig = proxy.kubeconfig.take().map(PathBuf::from);
         if self.xdp.as_deref().is_some_and(|x| x != "off") {
             warnings.push("--xdp is not yet available; packets are balanced at TC".to_owned());
         }
@@ -203,17 +220,44 @@ impl RunArgs {
             Some(text) => kubeproxy::socket(field, text, ""),
             None => Ok(configured),
         };
-        Ok(RunConfig {
-            manifests,
-            healthz: address("--healthz-bind-address", &self.healthz_bind_address, proxy.healthz)?,
-            metrics: address("--metrics-bind-address", &self.metrics_bind_address, proxy.metrics)?,
-            kernel: self.kernel.clone(),
-            hard_fail: proxy.hard_fail,
-            settings: self.settings(proxy)?,
-            file,
-            effective,
-            warnings,
-        })
+        let healthz = address("--healthz-bind-address", &self.healthz_bind_address, proxy.healthz)?;
+        let metrics = address("--metrics-bind-address", &self.metrics_bind_address, proxy.metrics)?;
+        let hard_fail = proxy.hard_fail;
+        let settings = self.settings(proxy)?;
+        let source = self.source(kubeconfig, &settings, &mut warnings)?;
+        let kernel = self.kernel.clone();
+        Ok(RunConfig { source, healthz, metrics, kernel, hard_fail, settings, file, effective, warnings })
+    }
+
+    fn source(
+        &self,
+        config_kubeconfig: Option<PathBuf>,
+        settings: &Settings,
+        warnings: &mut Vec<String>,
+    ) -> Result<SourceConfig, StartError> {
+        if let Some(folder) = &self.manifests {
+            if config_kubeconfig.is_some() {
+                warnings.push("clientConnection.kubeconfig is not used with --manifests".to_owned());
+            }
+            return Ok(SourceConfig::Manifests(folder.clone()));
+        }
+        if let (None, Some(path)) = (&self.kubeconfig, &config_kubeconfig)
+            && !path.exists()
+        {
+            let path = path.display();
+            warnings.push(format!("clientConnection.kubeconfig {path} does not exist; other ways are tried"));
+        }
+        let bootstrap = Bootstrap {
+            kubeconfig: self.kubeconfig.clone(),
+            config_kubeconfig,
+            servers: self.apiserver.iter().map(|url| url.trim().to_owned()).collect(),
+            memory: Some(self.state_dir.clone()).filter(|folder| !folder.as_os_str().is_empty()),
+            in_cluster: in_cluster(),
+            service_account: SERVICE_ACCOUNT.into(),
+        };
+        bootstrap.check()?;
+        let needs_pod_cidrs = settings.detect == DetectLocal::NodeCidr;
+        Ok(SourceConfig::Api(ApiSource { bootstrap, node_name: settings.node_name.clone(), needs_pod_cidrs }))
     }
 
     /// What the node is asked to be; for `--init-only`, which needs nothing else.
@@ -267,6 +311,13 @@ impl RunArgs {
             ..Settings::for_node(&name)
         })
     }
+}
+
+/// What the kubelet tells every container about the API server.
+fn in_cluster() -> Option<(String, u16)> {
+    let host = std::env::var("KUBERNETES_SERVICE_HOST").ok().filter(|host| !host.is_empty())?;
+    let port = std::env::var("KUBERNETES_SERVICE_PORT").ok()?.parse().ok()?;
+    Some((host, port))
 }
 
 fn host_name() -> Option<String> {

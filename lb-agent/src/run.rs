@@ -188,10 +188,19 @@ impl<K: Kernel> Worker<K> {
         if !self.net_known {
             awaited.push("Network".to_owned());
         }
+        let waiting = (!in_sync).then(|| self.store.issues().to_vec());
         self.status.send_modify(|s| {
             s.queue(changed);
+            // Why it is not in sync; afterwards a cycle names them, beside its own.
+            if let Some(issues) = waiting {
+                s.issues = issues;
+            }
             s.in_sync = in_sync && awaited.is_empty();
             s.awaited = awaited;
+            if !s.in_sync {
+                // Nothing is late that cannot begin: an API server that is away is no reason for a restart.
+                s.pending_since = None;
+            }
         });
     }
 

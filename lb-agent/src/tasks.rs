@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::warn;
 
-use crate::config::RunConfig;
+use crate::config::{RunConfig, SourceConfig};
 use crate::events::{Event, Events};
 use crate::kernel::Kernel;
 use crate::kubeproxy;
@@ -24,6 +24,7 @@ use crate::status::metrics::Metrics;
 use crate::status::admin::Listen;
 use crate::status::{Status, StatusReader, admin, health, healthcheck, surroundings};
 use crate::store::{Source, Store};
+use crate::watch::api;
 use crate::watch::manifests::{self, ManifestsError};
 
 /// Events that wait for the loop; a source waits when it is full.
@@ -75,7 +76,7 @@ where
     for warning in &config.warnings {
         warn!(warning, "Configuration");
     }
-    let events = Events::default();
+    let (mut events, told) = Events::channel();
     let (event_sender, received) = mpsc::channel(EVENTS);
     let (net_sender, net) = watch::channel(NodeNet::default());
     let (status, reader) =
@@ -88,8 +89,28 @@ where
         net_task.await;
         Ok("network watch")
     });
-    let folder = config.manifests.clone();
-    tasks.spawn(async move { Ok(manifests::watch(folder, event_sender).await.map(|()| "manifest watch")?) });
+    let store = match config.source {
+        SourceConfig::Manifests(folder) => {
+            tasks.spawn(async move {
+                Ok(manifests::watch(folder, event_sender).await.map(|()| "manifest watch")?)
+            });
+            // nobody to tell them to: they are in the log
+            events = Events::default();
+            Store::new([Source::Manifests])
+        }
+        SourceConfig::Api(source) => {
+            let teller = api::tell::tell(source.clone(), told);
+            tasks.spawn(async move {
+                teller.await;
+                Ok("events")
+            });
+            tasks.spawn(async move {
+                api::watch(source, event_sender).await;
+                Ok("API watch")
+            });
+            Store::new(api::SOURCES)
+        }
+    };
     if let Some((path, content)) = config.file.clone() {
         tasks.spawn(async move {
             kubeproxy::watch::changed(path.clone(), content).await;
@@ -117,7 +138,6 @@ where
         Ok("surroundings")
     });
 
-    let store = Store::new([Source::Manifests]);
     let settings = config.settings;
     let parts = Parts { kernel, store, events: received, net, settings, status, metrics, seed: random() };
     tokio::select! {

@@ -124,13 +124,31 @@ fn nftables() {
     for (family, vip, pod) in [("ip", VIP[0], "10.2.0.2:8080"), ("ip6", VIP[1], "[fd02::2]:8080")] {
         let text = format!(
             "table {family} kube-proxy {{
-                map service-ips {{ type {}_addr . inet_proto . inet_service : verdict; elements = {{ {vip} . tcp . 80 : goto service-A }} }}
-                chain endpoint-A {{ meta l4proto tcp dnat to {pod} }}
-                chain mark-for-masquerade {{ meta mark set mark or 0x4000 }}
-                chain service-A {{ {family} saddr != {vip} jump mark-for-masquerade; numgen random mod 1 vmap {{ 0 : goto endpoint-A }} }}
-                chain services {{ {family} daddr . meta l4proto . th dport vmap @service-ips }}
-                chain nat-prerouting {{ type nat hook prerouting priority dstnat; jump services; }}
-                chain nat-postrouting {{ type nat hook postrouting priority srcnat; meta mark & 0x4000 == 0x4000 masquerade; }}
+                map service-ips {{
+                    type {}_addr . inet_proto . inet_service : verdict
+                    elements = {{ {vip} . tcp . 80 : goto service-A }}
+                }}
+                chain endpoint-A {{
+                    meta l4proto tcp dnat to {pod}
+                }}
+                chain mark-for-masquerade {{
+                    meta mark set mark or 0x4000
+                }}
+                chain service-A {{
+                    {family} saddr != {vip} jump mark-for-masquerade
+                    numgen random mod 1 vmap {{ 0 : goto endpoint-A }}
+                }}
+                chain services {{
+                    {family} daddr . meta l4proto . th dport vmap @service-ips
+                }}
+                chain nat-prerouting {{
+                    type nat hook prerouting priority dstnat;
+                    jump services
+                }}
+                chain nat-postrouting {{
+                    type nat hook postrouting priority srcnat;
+                    meta mark & 0x4000 == 0x4000 masquerade
+                }}
             }}\n",
             if family == "ip" { "ipv4" } else { "ipv6" }
         );
@@ -171,7 +189,8 @@ fn flows_survive(make: fn(), expected: &[&str]) {
         assert!(found.rules.iter().any(|rule| rule.contains(part)), "{part}: {found:?}");
     }
     assert!(found.warnings()[0].contains("go on serving deleted Services"), "{:?}", found.warnings());
-    let flows: Vec<_> = VIP.iter().map(|vip| connect(&client, vip).expect("through kube-proxy's rules")).collect();
+    let flows: Vec<_> =
+        VIP.iter().map(|vip| connect(&client, vip).expect("through kube-proxy's rules")).collect();
     for flow in &flows {
         echo(flow).expect("before");
     }
@@ -246,10 +265,20 @@ fn b157_flows_of_iptables_mode_survive_in_its_legacy_variant() {
 
 /// B158, and rules of others.
 fn others_stay(left: &str) {
-    for kept in ["-A INPUT -j KUBE-FIREWALL", ":KUBE-KUBELET-CANARY", "-A FORWARD -p tcp -m tcp --dport 9 -j DROP"] {
+    for kept in
+        ["-A INPUT -j KUBE-FIREWALL", ":KUBE-KUBELET-CANARY", "-A FORWARD -p tcp -m tcp --dport 9 -j DROP"]
+    {
         assert_eq!(left.matches(kept).count(), 2, "{kept} in\n{left}");
     }
-    for gone in ["KUBE-SERVICES", "KUBE-SVC", "KUBE-SEP", "KUBE-MARK-MASQ", "KUBE-POSTROUTING", "KUBE-FORWARD", "CANARY -A"] {
+    for gone in [
+        "KUBE-SERVICES",
+        "KUBE-SVC",
+        "KUBE-SEP",
+        "KUBE-MARK-MASQ",
+        "KUBE-POSTROUTING",
+        "KUBE-FORWARD",
+        "CANARY -A",
+    ] {
         assert!(!left.contains(gone), "{gone} in\n{left}");
     }
 }

@@ -77,6 +77,11 @@ counters! {
     PassEntry = 22, "pass_entries";
     /// Dropped: an SCTP packet needs a port rewrite, which is not supported yet.
     DropSctpPort = 23, "drop_sctp_port";
+    /// ICMP errors about packets of a flow (fragmentation needed, unreachable, time exceeded) that were translated.
+    IcmpTranslated = 24, "icmp_errors_translated";
+    /// Replies that left by another device than the stack had chosen, because routing rules (`ip rule from`) say so for
+    /// the frontend's address.
+    ReplyRerouted = 25, "replies_rerouted";
 }
 
 /// Entries of `LB_COUNTERS`: the numbers in use, with room.

@@ -168,8 +168,12 @@ pub struct Work<F: Family> {
     pub key2: CtKey<F>,
     /// Another entry.
     pub value2: CtValue<F>,
-    /// What an ICMP error quotes.
+    /// What an ICMP error of ours quotes.
     pub quote: [u8; QUOTE],
+    /// The packet that an ICMP error in hand quotes.
+    pub quoted: Packet<F>,
+    /// Where in the frame that quote ends.
+    pub quote_end: usize,
 }
 
 impl<F: Family> Default for Work<F> {
@@ -185,6 +189,8 @@ impl<F: Family> Default for Work<F> {
             key2: CtKey::default(),
             value2: CtValue::default(),
             quote: [0; QUOTE],
+            quoted: Packet::default(),
+            quote_end: 0,
         }
     }
 }

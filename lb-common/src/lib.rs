@@ -18,6 +18,7 @@ pub mod family;
 pub mod flow;
 pub mod frame;
 pub mod hash;
+pub mod icmp;
 pub mod nat;
 pub mod packet;
 pub mod reject;

@@ -78,6 +78,18 @@ impl<F: Family> Packet<F> {
     }
 }
 
+impl<F: Family> Packet<F> {
+    /// An ICMP error that quotes a packet and concerns its flow: destination unreachable (with fragmentation needed),
+    /// time exceeded, parameter problem; for IPv6 packet too big, too. Redirects are between neighbours.
+    #[must_use]
+    #[inline(always)]
+    pub fn is_error(&self) -> bool {
+        self.proto == F::ICMP
+            && self.fragment != Fragment::Later
+            && if F::V6 { matches!(self.kind, 1..=4) } else { matches!(self.kind, 3 | 11 | 12) }
+    }
+}
+
 /// Reads source and destination address of an IP header at `l3` into `packet`. False: too short.
 #[inline(always)]
 pub fn addresses<F: LoadAddr>(frame: &impl Frame, l3: usize, packet: &mut Packet<F>) -> bool {
@@ -92,6 +104,8 @@ pub fn addresses<F: LoadAddr>(frame: &impl Frame, l3: usize, packet: &mut Packet
 pub trait LoadAddr: Family {
     /// The address at `off`.
     fn load_address(frame: &impl Frame, off: usize) -> Option<Self::Addr>;
+    /// Protocol (for IPv6 the first next header), source and destination of the header at `l3`, by one read.
+    fn glance(frame: &impl Frame, l3: usize) -> Option<(u8, Self::Addr, Self::Addr)>;
     /// Writes source and destination, which lie one behind the other at `off`.
     fn store_addresses(frame: &mut impl Frame, off: usize, src: Self::Addr, dst: Self::Addr) -> Option<()>;
     /// Protocol, payload offset and fragmentation of the header at `l3`. `None`: malformed, or too many extension
@@ -103,6 +117,12 @@ impl LoadAddr for crate::family::V4 {
     #[inline(always)]
     fn load_address(frame: &impl Frame, off: usize) -> Option<Ip4> {
         Some(Ip4 { addr: frame.load(off)? })
+    }
+
+    #[inline(always)]
+    fn glance(frame: &impl Frame, l3: usize) -> Option<(u8, Ip4, Ip4)> {
+        let [_, proto, _, _, a, b, c, d, e, f, g, h]: [u8; 12] = frame.load(l3 + 8)?;
+        Some((proto, [a, b, c, d].into(), [e, f, g, h].into()))
     }
 
     #[inline(always)]
@@ -133,6 +153,14 @@ impl LoadAddr for crate::family::V6 {
     #[inline(always)]
     fn load_address(frame: &impl Frame, off: usize) -> Option<Ip6> {
         Some(Ip6 { addr: frame.load(off)? })
+    }
+
+    #[inline(always)]
+    fn glance(frame: &impl Frame, l3: usize) -> Option<(u8, Ip6, Ip6)> {
+        let header: [u8; 40] = frame.load(l3)?;
+        let (first, rest) = header.split_first_chunk::<8>()?;
+        let (src, dst) = rest.split_first_chunk::<16>()?;
+        Some((first[6], (*src).into(), (*dst.first_chunk::<16>()?).into()))
     }
 
     #[inline(always)]

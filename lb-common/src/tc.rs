@@ -1,12 +1,13 @@
 //! The story of a packet at the two TC hooks: netfilter's own NAT positions, and no others (invariant I1).
 
-use crate::abi::{CT_MASQ, CT_PASS, CtKey, LbConfig, POS_IN, POS_OUT};
+use crate::abi::{CFG_SOURCE_RULES, CT_GUARD, CT_MASQ, CT_PASS, CtKey, LbConfig, POS_IN, POS_OUT};
 use crate::abi::{ROLE_BACKEND, ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT};
 use crate::counter::Counter;
 use crate::decide::{Outcome, Source, Target, decide, is_nodeport, target};
 use crate::env::{Env, Insert, Table, Work};
 use crate::flow::Role;
 use crate::frame::Frame;
+use crate::icmp;
 use crate::nat::rewrite;
 use crate::packet::{Fragment, LoadAddr, Packet, RST, SCTP, TCP, UDP, addresses, parse};
 use crate::reject;
@@ -30,13 +31,14 @@ pub fn concerns_out<F: LoadAddr>(
     config: &LbConfig,
     l3: usize,
 ) -> bool {
-    let Some(src) = F::load_address(frame, l3 + F::ADDRS) else { return false };
-    let Some(dst) = F::load_address(frame, l3 + F::ADDRS + size_of::<F::Addr>()) else { return false };
+    let Some((proto, src, dst)) = F::glance(frame, l3) else { return false };
     let (from, to) = (env.roles(src), env.roles(dst));
     (from & (ROLE_FRONTEND | ROLE_NODEPORT) | to & ROLE_FRONTEND) != 0
         || from & ROLE_SNAT != 0 && to & ROLE_BACKEND != 0
         || (from | to) & ROLE_BACKEND != 0 && env.pair_seen(src, dst)
         || F::near_service_cidr(config, dst)
+        // an error of any router may quote a packet of ours
+        || proto == F::ICMP
 }
 
 /// A packet on its way in: DNAT of requests, un-SNAT of replies.
@@ -64,7 +66,7 @@ pub fn tc_in<F: LoadAddr>(
     let node_port = roles & ROLE_NODEPORT != 0 && is_nodeport(config, work.packet.dport);
     let masqueraded = roles & ROLE_SNAT != 0 && in_pool(config, work.packet.dport);
     if !service_address && !node_port && !masqueraded {
-        return Step::Pass;
+        return if work.packet.is_error() { Step::ErrorIn } else { Step::Pass };
     }
     if work.packet.fragment == Fragment::Later {
         // no ports, and no memory of the first fragment yet: only a ClusterIP is certainly not for anybody else
@@ -85,7 +87,7 @@ pub fn tc_in<F: LoadAddr>(
     }
     // a TCP packet in mid-stream without state may be of a connection that netfilter carries
     if !work.packet.begins_flow() || (!work.packet.has_ports() && !is_echo_request(&work.packet)) {
-        return Step::Pass;
+        return if work.packet.is_error() { Step::ErrorIn } else { Step::Pass };
     }
     Step::NewFlow
 }
@@ -146,9 +148,7 @@ pub fn tc_out<F: LoadAddr>(
     let ours = (from | to) & ROLE_BACKEND != 0 && env.pair_seen(work.packet.src, work.packet.dst);
     // another masquerade, or this host itself, may have taken a port of the pool
     let shares_pool = from & ROLE_SNAT != 0 && to & ROLE_BACKEND != 0;
-    if !ours && !shares_pool && !service_address && from & (ROLE_FRONTEND | ROLE_NODEPORT) == 0 {
-        return Step::Pass;
-    }
+    // whatever else `concerns_out` lets through is an ICMP error, maybe
     if !parse::<F>(frame, l3, &mut work.packet) {
         return Step::Pass;
     }
@@ -159,11 +159,14 @@ pub fn tc_out<F: LoadAddr>(
         work.key = tuple(&work.packet, POS_OUT);
         if let Some(table) = find(env, &work.key, &mut work.value) {
             match follow(env, work, table) {
-                Follow::Rewrite => return finish(frame, env, work),
+                Follow::Rewrite => return homeward(finish(frame, env, work), config, work),
                 Follow::Pass => return Step::Pass,
                 Follow::Anew => {}
             }
         }
+    }
+    if work.packet.is_error() {
+        return Step::ErrorOut;
     }
     let to_backend = ours && to & ROLE_BACKEND != 0;
     if work.packet.has_ports() && (to_backend || shares_pool && in_pool(config, work.packet.sport)) {
@@ -179,6 +182,17 @@ pub fn tc_out<F: LoadAddr>(
         return Step::GuardReply;
     }
     Step::Pass
+}
+
+/// After a rewrite at egress: a reply whose source is now the frontend may belong on another uplink than the one that
+/// the stack chose for the backend's address. L3 devices are left out: the kernel redirects Ethernet frames only.
+#[inline(always)]
+fn homeward<F: LoadAddr>(step: Step, config: &LbConfig, work: &Work<F>) -> Step {
+    let asked = config.flags & CFG_SOURCE_RULES != 0
+        && step == Step::Pass
+        && work.value.role == Role::DnatReply as u8
+        && work.hook.l3 != 0;
+    if asked { Step::Reroute } else { step }
 }
 
 /// A packet to a backend that has no entry of its own at egress: the first one of a flow that is to be masqueraded, or
@@ -210,7 +224,11 @@ pub fn to_backend<F: LoadAddr>(
 pub fn guard_reply<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> Step {
     let (src, port) = (work.packet.src, work.packet.sport);
     if let Target::Service(_) = target(env, config, env.roles(src), src, port, UDP) {
-        pass_reply(env, work);
+        work.key2 = reverse(&work.packet, POS_IN);
+        // an answer of a flow that was sent on to another uplink looks the same
+        if find(env, &work.key2, &mut work.value2).is_none() {
+            pass_reply(env, work);
+        }
     }
     Step::Pass
 }
@@ -276,6 +294,7 @@ fn guard_port<F: LoadAddr>(
     }
     begin(work, env.now_ns());
     (work.flow.backend, work.flow.backend_port) = (work.packet.dst, work.packet.dport);
+    work.flow.flags = CT_GUARD;
     snat(frame, env, config, work, Table::Young)
 }
 
@@ -354,7 +373,7 @@ pub fn answer<F: LoadAddr>(
     work: &mut Work<F>,
 ) -> Verdict {
     env.count(work.reason);
-    if !reject::may_answer::<F>(work.packet.src) {
+    if !reject::may_answer::<F>(work.packet.src) || reject::is_for_many(frame, work.hook.l3) {
         return Verdict::Drop;
     }
     if !work.rate.take(env.now_ns(), config.reject_rate) {
@@ -404,7 +423,7 @@ pub fn walk<F: LoadAddr>(
     let mut step = first;
     loop {
         step = match step {
-            Step::Pass => return Verdict::Pass,
+            Step::Pass | Step::Reroute => return Verdict::Pass,
             Step::Drop => return Verdict::Drop,
             Step::Answer => return answer(frame, env, config, work),
             Step::Reset => return reset(frame, env, config, work),
@@ -412,6 +431,8 @@ pub fn walk<F: LoadAddr>(
             Step::LastWord => last_word(env, config, work),
             Step::GuardReply => guard_reply(env, config, work),
             Step::ToBackend => to_backend(frame, env, config, work),
+            Step::ErrorIn => icmp::translate(frame, env, work, POS_IN),
+            Step::ErrorOut => icmp::translate(frame, env, work, POS_OUT),
         };
     }
 }

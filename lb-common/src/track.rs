@@ -135,7 +135,7 @@ fn is_ripe(proto: u8, kind: u8, age: u32) -> bool {
 #[inline(always)]
 pub fn refresh<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Table) -> bool {
     let mut alive = true;
-    for number in 0..work.flow.entries() {
+    for number in work.flow.first_entry()..work.flow.entries() {
         let role = Role::of(number);
         work.flow.entry(role, &mut work.key2, &mut work.value2);
         let flow = &work.flow;
@@ -169,7 +169,7 @@ pub fn refresh<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Tabl
 /// young one: look-ups prefer the established table, and the sweep takes the rest.
 #[inline(always)]
 pub fn promote<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>) {
-    for number in 0..work.flow.entries() {
+    for number in work.flow.first_entry()..work.flow.entries() {
         let role = Role::of(number ^ 1);
         work.flow.entry(role, &mut work.key2, &mut work.value2);
         if env.flow_insert(Table::Established, &work.key2, &work.value2) == Insert::Full {
@@ -183,7 +183,7 @@ pub fn promote<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>) {
 /// Deletes all entries of the flow in hand from both tables, but none that belongs to another flow.
 #[inline(always)]
 pub fn forget<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>) {
-    for number in 0..work.flow.entries() {
+    for number in work.flow.first_entry()..work.flow.entries() {
         let role = Role::of(number);
         work.flow.key(role, &mut work.key2);
         for table in [Table::Established, Table::Young] {

@@ -512,7 +512,10 @@ fn i1_ingress_changes_destinations_and_egress_sources() {
             };
             match walk.direction {
                 Direction::In => assert!(same(src) && !same(dst), "{}", golden.name),
-                Direction::Out => assert!(!same(src) && same(dst), "{}", golden.name),
+                // an error of a router in between keeps its source
+                Direction::Out => {
+                    assert!((!same(src) || golden.name.starts_with("icmp")) && same(dst), "{}", golden.name)
+                }
             }
             seen += 1;
         }

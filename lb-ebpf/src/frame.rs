@@ -14,8 +14,8 @@ use lb_common::frame::Frame;
 /// whole packet, so `CHECKSUM_COMPLETE` must not be moved by it.
 const BPF_F_IPV6: u64 = 1 << 7;
 /// Headers that are made readable when some are missing: Ethernet, IPv6 with extension headers or IPv4 with options,
-/// TCP.
-const HEADERS: u32 = 14 + 60 + 60;
+/// TCP; or those of an ICMP error and of the packet that it quotes.
+const HEADERS: u32 = 14 + 60 + 8 + 60 + 60;
 /// No header that we look at begins further in.
 const FAR: usize = 320;
 

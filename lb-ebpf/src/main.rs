@@ -6,6 +6,7 @@
 mod env;
 mod frame;
 mod maps;
+mod reroute;
 mod sock;
 mod steps;
 mod tc;

@@ -7,11 +7,13 @@ use lb_common::env::{Scratch, Table, Work};
 use lb_common::family::{Family, V4, V6};
 use lb_common::flow::Role;
 use lb_common::verdict::Verdict;
-use lb_common::{tc, track};
+use lb_common::{icmp, tc, track};
 
 use crate::env::{BpfEnv, config, mark};
 use crate::frame::SkbFrame;
 use crate::maps::LB_SCRATCH;
+use crate::reroute::reroute;
+use crate::tc::NEXT;
 
 /// This CPU's work space. `None` never happens: the array has one element.
 #[inline(always)]
@@ -58,6 +60,7 @@ macro_rules! steps {
     (
         $family:ident: $refresh:ident $promote:ident $forget:ident $claim:ident $claim_snat:ident $reserve:ident $mark_pair:ident
         $new_flow:ident $last_word:ident $to_backend:ident $guard_reply:ident $answer:ident $reset:ident
+        $icmp:ident $reroute:ident
     ) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -164,10 +167,27 @@ macro_rules! steps {
             let mut frame = SkbFrame::new::<$family>(skb, config);
             verdict(tc::reset(&mut frame, &mut BpfEnv, config, $family::mine(scratch)))
         }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $icmp(skb: *mut __sk_buff, position: u32) -> u32 {
+            let (Some(config), Some(scratch)) = (config(), scratch()) else { return 0 };
+            let mut frame = SkbFrame::new::<$family>(skb, config);
+            icmp::translate(&mut frame, &mut BpfEnv, $family::mine(scratch), (position & 1) as u8) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $reroute(skb: *mut __sk_buff) -> i32 {
+            let Some(scratch) = scratch() else { return NEXT };
+            reroute(skb, $family::mine(scratch))
+        }
     };
 }
 
 steps!(V4: lb_refresh4 lb_promote4 lb_forget4 lb_claim4 lb_claim_snat4 lb_reserve4 lb_mark_pair4
-    lb_new_flow4 lb_last_word4 lb_to_backend4 lb_guard_reply4 lb_answer4 lb_reset4);
+    lb_new_flow4 lb_last_word4 lb_to_backend4 lb_guard_reply4 lb_answer4 lb_reset4
+    lb_icmp4 lb_reroute4);
 steps!(V6: lb_refresh6 lb_promote6 lb_forget6 lb_claim6 lb_claim_snat6 lb_reserve6 lb_mark_pair6
-    lb_new_flow6 lb_last_word6 lb_to_backend6 lb_guard_reply6 lb_answer6 lb_reset6);
+    lb_new_flow6 lb_last_word6 lb_to_backend6 lb_guard_reply6 lb_answer6 lb_reset6
+    lb_icmp6 lb_reroute6);

@@ -3,6 +3,7 @@
 use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT};
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
+use lb_common::abi::{POS_IN, POS_OUT};
 use lb_common::env::Hook;
 use lb_common::family::{Family, V4, V6};
 use lb_common::tc::{concerns_in, concerns_out, tc_in, tc_out};
@@ -13,7 +14,7 @@ use crate::frame::SkbFrame;
 use crate::steps::*;
 
 /// On to the next program of the hook, and then the stack (invariant I3): `TC_ACT_OK` would end the chain.
-const NEXT: i32 = -1;
+pub const NEXT: i32 = -1;
 
 const ETH_P_IP: u32 = u16::to_be(V4::ETHERTYPE) as u32;
 const ETH_P_IPV6: u32 = u16::to_be(V6::ETHERTYPE) as u32;
@@ -90,7 +91,8 @@ fn hook<const L3: usize>(skb: *mut __sk_buff) -> Hook {
 }
 
 macro_rules! carry_out {
-    ($name:ident $new_flow:ident $last_word:ident $to_backend:ident $guard_reply:ident $answer:ident $reset:ident) => {
+    ($name:ident $new_flow:ident $last_word:ident $to_backend:ident $guard_reply:ident $answer:ident $reset:ident $icmp:ident
+        $reroute:ident) => {
         /// Carries out a step and those that it leads to; `back` are the flags of a redirect to the sender.
         #[inline(always)]
         fn $name(first: Step, skb: *mut __sk_buff, back: u64) -> i32 {
@@ -102,6 +104,9 @@ macro_rules! carry_out {
                 Step::LastWord => Step::of($last_word()),
                 Step::ToBackend => Step::of($to_backend(skb)),
                 Step::GuardReply => Step::of($guard_reply()),
+                Step::ErrorIn => Step::of($icmp(skb, POS_IN as u32)),
+                Step::ErrorOut => Step::of($icmp(skb, POS_OUT as u32)),
+                Step::Reroute => return $reroute(skb),
                 known => known,
             };
             let verdict = match step {
@@ -120,5 +125,7 @@ macro_rules! carry_out {
     };
 }
 
-carry_out!(carry_out4 lb_new_flow4 lb_last_word4 lb_to_backend4 lb_guard_reply4 lb_answer4 lb_reset4);
-carry_out!(carry_out6 lb_new_flow6 lb_last_word6 lb_to_backend6 lb_guard_reply6 lb_answer6 lb_reset6);
+carry_out!(carry_out4 lb_new_flow4 lb_last_word4 lb_to_backend4 lb_guard_reply4 lb_answer4 lb_reset4 lb_icmp4
+    lb_reroute4);
+carry_out!(carry_out6 lb_new_flow6 lb_last_word6 lb_to_backend6 lb_guard_reply6 lb_answer6 lb_reset6 lb_icmp6
+    lb_reroute6);

@@ -2,8 +2,10 @@
 
 mod bench;
 mod build;
+mod cluster;
 mod demo;
 mod elf;
+mod kube;
 mod lab;
 mod netns;
 mod packages;
@@ -58,6 +60,12 @@ enum Command {
         /// Levels to run
         levels: Vec<test::Level>,
     },
+    /// A real Kubernetes of three nodes on this machine, served by lb or by kube-proxy, and its own e2e specs
+    #[command(after_help = cluster::HELP)]
+    Cluster {
+        #[command(subcommand)]
+        command: cluster::Command,
+    },
     /// Measures
     Bench {
         /// What to measure
@@ -74,6 +82,14 @@ enum Command {
         #[arg(long)]
         agent: Option<PathBuf>,
     },
+    /// Runs the tests with a real kube-apiserver alone
+    Api {
+        /// Part of the cases' names
+        case: Option<String>,
+        /// An agent that is built already
+        #[arg(long)]
+        agent: Option<PathBuf>,
+    },
     /// The servers of a pod of the lab
     #[command(hide = true)]
     Serve {
@@ -83,6 +99,13 @@ enum Command {
         node: String,
         #[arg(long)]
         port: u16,
+    },
+    /// The client side of `cluster swap`
+    #[command(hide = true)]
+    Traffic {
+        #[arg(long)]
+        rate: u32,
+        targets: Vec<cluster::traffic::Target>,
     },
     /// The client side of a pod or node of the lab
     #[command(hide = true)]
@@ -127,7 +150,17 @@ fn dispatch(command: Command) -> Result<bool> {
             println!("{passed} passed, {failed} failed, 0 skipped");
             return Ok(failed == 0);
         }
+        Command::Cluster { command } => return cluster::act(command),
+        Command::Api { case, agent } => {
+            packages::need(packages::LAB)?;
+            packages::need(packages::CONTROL_PLANE)?;
+            let binaries = kube::binaries()?.map_err(anyhow::Error::msg)?;
+            let (passed, failed) = netns::api::run(&build::agent_or(agent)?, &binaries, case.as_deref())?;
+            println!("{passed} passed, {failed} failed, 0 skipped");
+            return Ok(failed == 0);
+        }
         Command::Serve { pod, node, port } => lab::servers::serve(&pod, &node, port),
+        Command::Traffic { rate, targets } => cluster::traffic::send(&targets, rate),
         Command::Worker => lab::worker::serve(),
     }?;
     Ok(true)

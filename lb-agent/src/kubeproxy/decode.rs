@@ -156,7 +156,7 @@ impl<'de> Visitor<'de> for TreeVisitor {
 
     // An empty document.
     fn visit_none<E>(self) -> Result<Tree, E> {
-        self.visit_unit()
+        Ok(Tree(Value::Null, Vec::new()))
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<Tree, E> {

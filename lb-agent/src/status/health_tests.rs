@@ -115,16 +115,14 @@ async fn reached(address: &str, only_v6: bool) -> [bool; 2] {
     let address = SocketAddr::new(address.parse().unwrap(), port);
     let listen = Listen { name: "test", address, only_v6, hard_fail: true, on_failure: None };
     let server = tokio::spawn(async move { admin::serve(listen, Router::new(), &Events::default()).await });
-    let mut found = [false; 2];
-    for _ in 0..50 {
-        for (reached, host) in found.iter_mut().zip(["127.0.0.1", "::1"]) {
-            *reached |= tokio::net::TcpStream::connect((host, port)).await.is_ok();
-        }
-        if found.contains(&true) {
+    let connect = async |host: &str| tokio::net::TcpStream::connect((host, port)).await.is_ok();
+    for _ in 0..500 {
+        if connect("127.0.0.1").await || connect("::1").await {
             break;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    let found = [connect("127.0.0.1").await, connect("::1").await];
     server.abort();
     found
 }

@@ -64,6 +64,10 @@ pub const CFG_REJECT_UNKNOWN: u32 = 1 << 6;
 /// `bpf_l4_csum_replace` knows `BPF_F_IPV6` (kernel 6.16): an IPv6 rewrite keeps `CHECKSUM_COMPLETE` right.
 pub const CFG_CSUM_IPV6: u32 = 1 << 7;
 
+/// The node has routing rules that look at the source (`ip rule from`): replies ask them again with the frontend as
+/// their source.
+pub const CFG_SOURCE_RULES: u32 = 1 << 12;
+
 /// log2 of the bytes of the role filter.
 pub const ROLE_BITS: u32 = 18;
 /// Bytes of the role filter.

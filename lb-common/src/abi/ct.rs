@@ -108,3 +108,6 @@ pub const CT_FIN_BACKEND: u16 = 1 << 5;
 pub const CT_RST: u16 = 1 << 6;
 /// The DNAT moved the client to another source port, because its own was taken towards this backend.
 pub const CT_MOVED: u16 = 1 << 7;
+/// The node's own flow, or another masquerade's, whose source port a flow of ours has: it was given another one. It has
+/// a SNAT pair and no other.
+pub const CT_GUARD: u16 = 1 << 12;

@@ -206,20 +206,32 @@ pub fn world(n: &Net) -> World {
 }
 
 /// Walks, written down one after the other.
-struct Story {
+pub(super) struct Story {
     events: Vec<Event>,
 }
 
+/// A story in a world of the family of `n`.
+pub(super) fn tell(
+    n: &Net,
+    name: &str,
+    rules: &'static str,
+    world: &World,
+    story: &dyn Fn(Story) -> Story,
+) -> Golden {
+    let name = format!("{name}_{}", if n.v6 { 6 } else { 4 });
+    Golden { name, rules, world: world.clone(), events: story(Story { events: vec![] }).events }
+}
+
 /// A hook: direction, interface, and the interface by which the packet came in (at egress).
-type At = (Direction, u32, u32);
-const IN_UPLINK: At = (Direction::In, UPLINK, UPLINK);
-const IN_POD: At = (Direction::In, POD, POD);
+pub(super) type At = (Direction, u32, u32);
+pub(super) const IN_UPLINK: At = (Direction::In, UPLINK, UPLINK);
+pub(super) const IN_POD: At = (Direction::In, POD, POD);
 const IN_BARE: At = (Direction::In, BARE, BARE);
-const OUT_UPLINK: At = (Direction::Out, UPLINK, POD);
-const OUT_POD: At = (Direction::Out, POD, UPLINK);
+pub(super) const OUT_UPLINK: At = (Direction::Out, UPLINK, POD);
+pub(super) const OUT_POD: At = (Direction::Out, POD, UPLINK);
 const OUT_BARE: At = (Direction::Out, BARE, UPLINK);
 /// Made on this host.
-const HOST: At = (Direction::Out, UPLINK, 0);
+pub(super) const HOST: At = (Direction::Out, UPLINK, 0);
 
 impl Story {
     fn add(mut self, at: At, packet: &PacketBuilder, expect: Expect, counters: &[Counter]) -> Story {
@@ -230,7 +242,7 @@ impl Story {
         self
     }
 
-    fn passes(self, at: At, packet: &PacketBuilder, counters: &[Counter]) -> Story {
+    pub(super) fn passes(self, at: At, packet: &PacketBuilder, counters: &[Counter]) -> Story {
         self.add(at, packet, Expect::Pass, counters)
     }
 
@@ -239,7 +251,7 @@ impl Story {
     }
 
     /// The packet leaves between these ends.
-    fn becomes(
+    pub(super) fn becomes(
         self,
         at: At,
         packet: &PacketBuilder,
@@ -248,6 +260,33 @@ impl Story {
     ) -> Story {
         let out = packet.between(src, dst).build();
         self.add(at, packet, Expect::Rewritten(out), counters)
+    }
+
+    /// The packet leaves as these bytes.
+    pub(super) fn turns_into(
+        self,
+        at: At,
+        packet: &PacketBuilder,
+        out: Vec<u8>,
+        counters: &[Counter],
+    ) -> Story {
+        self.add(at, packet, Expect::Rewritten(out), counters)
+    }
+
+    /// The packet, with padding behind it, leaves as these bytes.
+    pub(super) fn pads_into(
+        self,
+        at: At,
+        packet: &PacketBuilder,
+        padding: &[u8],
+        out: Vec<u8>,
+        counters: &[Counter],
+    ) -> Story {
+        let mut story = self.add(at, packet, Expect::Rewritten(out), counters);
+        if let Some(Event::Packet(walk)) = story.events.last_mut() {
+            walk.frame.extend(padding);
+        }
+        story
     }
 
     fn rejects(self, at: At, packet: &PacketBuilder, from: IpAddr, counters: &[Counter]) -> Story {
@@ -263,7 +302,7 @@ impl Story {
 /// All golden packets.
 #[must_use]
 pub fn goldens() -> Vec<Golden> {
-    [net4(), net6()].iter().flat_map(family).collect()
+    [net4(), net6()].iter().flat_map(|n| family(n).into_iter().chain(super::errors::stories(n))).collect()
 }
 
 fn family(n: &Net) -> Vec<Golden> {
@@ -272,10 +311,8 @@ fn family(n: &Net) -> Vec<Golden> {
 
     let world = world(n);
     let mut all: Vec<Golden> = Vec::new();
-    let mut golden = |name: &str, rules: &'static str, tell: &dyn Fn(Story) -> Story| {
-        let name = format!("{name}_{}", if n.v6 { 6 } else { 4 });
-        let events = tell(Story { events: vec![] }).events;
-        all.push(Golden { name, rules, world: world.clone(), events });
+    let mut golden = |name: &str, rules: &'static str, story: &dyn Fn(Story) -> Story| {
+        all.push(tell(n, name, rules, &world, story));
     };
     let (client, pod) = (at(n.client, 40000), at(n.pod, 40000));
     let web = at(n.remote, 8080);

@@ -17,8 +17,10 @@ pub(crate) mod janitor;
 pub(crate) mod manifests;
 pub(crate) mod netns;
 pub(crate) mod node;
+pub(crate) mod probe;
 mod rules;
 pub(crate) mod servers;
+pub(crate) mod traffic;
 pub(crate) mod worker;
 
 use std::collections::BTreeMap;
@@ -33,7 +35,7 @@ use self::manifests::{Endpoint, POD_PORT, Service};
 use self::netns::{ip, run_in, sysctl};
 use self::node::Node;
 use self::rules::{HOSTILE_RULES, MASQUERADE_RULES};
-use self::worker::Worker;
+use self::worker::{Answer, Ask, Worker};
 
 /// Prefixes of all names ever given, for the removal of what killed runs left.
 pub(crate) const PREFIXES: [&str; 3] = ["lbdemo", "lbtest", "lbbench"];
@@ -56,6 +58,17 @@ pub(crate) enum Kind {
     Hostile,
     /// As `Hostile`, pods of the other node over VXLAN with MTU 1450.
     Overlay,
+}
+
+/// Who opens the socket.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Side {
+    /// Outside of the cluster.
+    Client,
+    /// A process of the node with this index.
+    Node(usize),
+    /// A pod by name.
+    Pod(&'static str),
 }
 
 /// A pod with its server and its client side.
@@ -95,7 +108,8 @@ pub(crate) struct Lab {
     pub(crate) manifests: PathBuf,
     /// Folder with logs and manifests.
     pub(crate) folder: PathBuf,
-    kind: Kind,
+    /// What kind of node it has.
+    pub(crate) kind: Kind,
     _guard: janitor::Guard,
 }
 
@@ -193,6 +207,16 @@ impl Lab {
         Ok(())
     }
 
+    /// A further host on the fabric, outside of the cluster; returns its namespace.
+    ///
+    /// # Errors
+    /// When a command fails.
+    pub(crate) fn add_host(&self, name: &str, addresses: &[String; 2]) -> Result<String> {
+        let own = namespace(&self.tag, name)?;
+        uplink(&format!("{}-fabric", self.tag), &own, addresses)?;
+        Ok(own)
+    }
+
     /// Routes to the pods of the other node, plain or over VXLAN as flannel does it.
     fn connect_nodes(&self, number: usize) -> Result<()> {
         let other = 3 - number;
@@ -287,6 +311,18 @@ impl Lab {
         self.pods.get_mut(name).with_context(|| format!("no pod {name}"))
     }
 
+    /// Asks the worker of a side and waits for its answer.
+    ///
+    /// # Errors
+    /// When there is no such side, or its worker is gone.
+    pub(crate) fn ask(&mut self, side: Side, ask: &Ask) -> Result<Answer> {
+        match side {
+            Side::Client => self.client.ask(ask),
+            Side::Node(index) => self.nodes.get_mut(index).context("no such node")?.worker.ask(ask),
+            Side::Pod(name) => self.pod(name)?.worker.ask(ask),
+        }
+    }
+
     /// Writes one manifest, replacing an older one of that name at once.
     ///
     /// # Errors
@@ -345,7 +381,11 @@ impl Lab {
     }
 }
 
-fn namespace(tag: &str, short: &str) -> Result<String> {
+/// A namespace `<tag>-<short>` of the cluster; goes away with it.
+///
+/// # Errors
+/// When it can't be made.
+pub(crate) fn namespace(tag: &str, short: &str) -> Result<String> {
     let name = format!("{tag}-{short}");
     janitor::namespace(&name);
     crate::run::output(std::process::Command::new("ip").args(["netns", "add", &name]))?;
@@ -365,7 +405,10 @@ fn namespace(tag: &str, short: &str) -> Result<String> {
 }
 
 /// Connects a namespace's `eth0` with the fabric's bridge.
-fn uplink(fabric: &str, own: &str, addresses: &[String; 2]) -> Result<()> {
+///
+/// # Errors
+/// When a command fails.
+pub(crate) fn uplink(fabric: &str, own: &str, addresses: &[String; 2]) -> Result<()> {
     let port = format!("port-{}", own.rsplit('-').next().unwrap_or(own));
     ip(
         fabric,

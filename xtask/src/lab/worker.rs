@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::probe::Probe;
+use super::traffic::{Load, Tally, Traffic};
 use super::{janitor, netns};
 
 /// What a worker can be asked for.
@@ -32,6 +34,12 @@ pub(crate) enum Ask {
     SayUdp { id: String },
     /// So many bytes there and as many back on a fresh connection, checked byte by byte.
     Bulk { to: SocketAddr, bytes: usize },
+    /// Begins to send a load, under a name.
+    StartTraffic { id: String, load: Load },
+    /// Ends it and gives the tally.
+    StopTraffic { id: String },
+    /// One datagram that must not be fragmented, and its answer or the ICMP error about it.
+    Probe(Probe),
 }
 
 /// What came of it.
@@ -49,6 +57,9 @@ pub(crate) struct Answer {
     pub(crate) from: Option<SocketAddr>,
     /// Milliseconds it took.
     pub(crate) millis: u64,
+    /// What came of a load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) traffic: Option<Tally>,
 }
 
 impl Answer {
@@ -136,6 +147,7 @@ pub(crate) fn serve() -> Result<()> {
 struct Sockets {
     streams: BTreeMap<String, TcpStream>,
     datagrams: BTreeMap<String, (UdpSocket, SocketAddr, bool)>,
+    traffic: BTreeMap<String, Traffic>,
 }
 
 impl Sockets {
@@ -184,6 +196,13 @@ impl Sockets {
                 bulk(&stream, *bytes)?;
                 answer.text = format!("{bytes} bytes each way");
             }
+            Ask::StartTraffic { id, load } => {
+                self.traffic.insert(id.clone(), Traffic::start(load));
+            }
+            Ask::StopTraffic { id } => {
+                answer.traffic = Some(self.traffic.remove(id).ok_or_else(missing)?.stop());
+            }
+            Ask::Probe(probe) => probe.act(answer, PATIENCE)?,
         }
         Ok(())
     }

@@ -5,11 +5,15 @@
 //! counters of martians, INVALID packets and wrong checksums, all of which must be 0.
 
 mod access;
+pub(crate) mod api;
 mod counters;
+mod errors;
 mod host;
+mod leftovers;
 mod lifecycle;
 mod neighbours;
 mod pins;
+mod traffic;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -19,7 +23,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::lab::manifests::Service;
 use crate::lab::worker::{Answer, Ask};
-use crate::lab::{Kind, Lab, janitor};
+use crate::lab::{Kind, Lab, Side, janitor};
 use crate::run::step;
 
 /// A running cluster with the Services of [`services`], and the agent's binary.
@@ -31,17 +35,6 @@ struct Context {
 }
 
 type Case = (&'static str, fn(&mut Context) -> Result<()>);
-
-/// Who opens the socket.
-#[derive(Clone, Copy, Debug)]
-enum Side {
-    /// Outside of the cluster.
-    Client,
-    /// A process of the node with this index.
-    Node(usize),
-    /// A pod by name.
-    Pod(&'static str),
-}
 
 /// ClusterIP of Service number `n` in [`services`], IPv4 and IPv6.
 fn vips(number: u32) -> [SocketAddr; 2] {
@@ -112,9 +105,12 @@ pub(crate) fn run(agent: &Path, only: Option<&str>) -> Result<(usize, usize)> {
 fn cases(kind: Kind) -> Vec<Case> {
     let mut list = access::CASES.to_vec();
     list.extend(host::CASES);
+    list.extend(errors::CASES);
     if kind == Kind::Friendly {
         list.extend(neighbours::CASES);
         list.extend(lifecycle::CASES);
+        list.extend(leftovers::CASES);
+        list.extend(traffic::CASES);
     }
     list.extend(counters::CASES);
     if kind == Kind::Friendly {
@@ -161,11 +157,7 @@ fn cluster(kind: Kind, agent: &Path, cases: &[Case]) -> Result<(usize, usize)> {
 
 impl Context {
     fn ask(&mut self, side: Side, ask: &Ask) -> Result<Answer> {
-        match side {
-            Side::Client => self.lab.client.ask(ask),
-            Side::Node(index) => self.lab.nodes.get_mut(index).context("no such node")?.worker.ask(ask),
-            Side::Pod(name) => self.lab.pod(name)?.worker.ask(ask),
-        }
+        self.lab.ask(side, ask)
     }
 
     fn http(&mut self, side: Side, to: SocketAddr) -> Result<Answer> {
