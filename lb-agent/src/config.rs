@@ -7,8 +7,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use thiserror::Error;
 
+use crate::datapath::sizes::{self, Sizes};
 use crate::kubeproxy::{self, ConfigError, Conntrack, Parsed, ProxyConfig};
 use crate::model::settings::{DetectLocal, Settings, SocketLb};
+use crate::sys;
 use crate::watch::api::ApiSource;
 use crate::watch::api::bootstrap::{Bootstrap, BootstrapError, SERVICE_ACCOUNT};
 
@@ -54,10 +56,10 @@ pub enum Command {
 #[derive(Debug, Clone, Args)]
 pub struct KernelArgs {
     /// cgroup v2 folder whose sockets are translated; without it the root of the hierarchy
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", env = "LB_CGROUP")]
     pub cgroup: Option<PathBuf>,
     /// Mount point of the BPF file system; the pins are under PATH/lb/
-    #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf")]
+    #[arg(long, value_name = "PATH", env = "LB_BPFFS", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
 }
 
@@ -140,6 +142,60 @@ pub struct RunArgs {
     /// ICMP errors and resets that one CPU may send per second; 0 = no limit
     #[arg(long, value_name = "NUMBER", default_value_t = 1000)]
     pub reject_rate: u32,
+    /// How large the tables are.
+    #[command(flatten)]
+    pub sizes: SizeArgs,
+}
+
+/// Capacities of the tables. They take effect when the tables are made: pinned ones keep theirs until `cleanup`.
+#[derive(Debug, Clone, Default, Args)]
+#[command(
+    next_help_heading = "Sizes of tables (of each IP family; tables that exist keep theirs until cleanup)"
+)]
+pub struct SizeArgs {
+    /// Entries of established flows; a flow takes two, four when it is masqueraded. About 440 bytes each, taken at
+    /// start. Default: by memory, 131072 from 5 to 29 GiB
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(8192..=16_777_216))]
+    pub max_flows: Option<u32>,
+    /// Addresses and ports that Services have, NodePorts included. Default 131072
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=1_048_576))]
+    pub max_frontends: Option<u32>,
+    /// Endpoints, counted for every Service port that has them. Default 131072
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=1_048_576))]
+    pub max_backends: Option<u32>,
+    /// Endpoints that may be chosen, counted for every Service port and traffic policy; both families together.
+    /// Default 524288
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(4096..=8_388_608))]
+    pub max_slots: Option<u32>,
+    /// Entries of loadBalancerSourceRanges. Default 65536
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(256..=1_048_576))]
+    pub max_source_ranges: Option<u32>,
+    /// Clients of Services with sessionAffinity ClientIP. Default 65536
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=4_194_304))]
+    pub max_affinity: Option<u32>,
+    /// Correspondents of the node's own unconnected UDP sockets; both families together. Default 65536
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=4_194_304))]
+    pub max_udp_peers: Option<u32>,
+}
+
+impl SizeArgs {
+    /// The sizes for a node with so many bytes of memory.
+    fn resolve(&self, memory: u64) -> Sizes {
+        let mut chosen = Sizes::default();
+        for (setting, entries) in [
+            (sizes::MAX_FLOWS, Some(self.max_flows.unwrap_or_else(|| sizes::flows_for(memory)))),
+            (sizes::MAX_FRONTENDS, self.max_frontends),
+            (sizes::MAX_BACKENDS, self.max_backends),
+            (sizes::MAX_SLOTS, self.max_slots),
+            (sizes::MAX_SOURCE_RANGES, self.max_source_ranges),
+            (sizes::MAX_AFFINITY, self.max_affinity),
+            (sizes::MAX_UDP_PEERS, self.max_udp_peers),
+        ] {
+            let known = entries.is_none_or(|entries| chosen.set(setting, entries));
+            debug_assert!(known, "{setting} is a setting");
+        }
+        chosen
+    }
 }
 
 /// What a run needs.
@@ -161,6 +217,8 @@ pub struct RunConfig {
     pub file: Option<(PathBuf, String)>,
     /// The KubeProxyConfiguration in force.
     pub effective: serde_json::Value,
+    /// How large the tables are.
+    pub sizes: Sizes,
     /// What the operator should know before it starts.
     pub warnings: Vec<String>,
 }
@@ -225,8 +283,20 @@ impl RunArgs {
         let hard_fail = proxy.hard_fail;
         let settings = self.settings(proxy)?;
         let source = self.source(kubeconfig, &settings, &mut warnings)?;
+        let sizes = self.sizes.resolve(sys::memory::memory());
         let kernel = self.kernel.clone();
-        Ok(RunConfig { source, healthz, metrics, kernel, hard_fail, settings, file, effective, warnings })
+        Ok(RunConfig {
+            source,
+            healthz,
+            metrics,
+            kernel,
+            hard_fail,
+            settings,
+            sizes,
+            file,
+            effective,
+            warnings,
+        })
     }
 
     fn source(

@@ -122,13 +122,16 @@ struct Worker<K> {
 impl<K: Kernel> Worker<K> {
     fn new(parts: Parts<K>) -> Self {
         let Parts { kernel, store, events, net, settings, status, metrics, seed } = parts;
-        let settings = Settings { kernel_flags: kernel.config_flags(), ..settings };
+        let limits = kernel.limits().unwrap_or(settings.limits);
+        let settings = Settings { kernel_flags: kernel.config_flags(), limits, ..settings };
         status.send_modify(|s| {
             s.node.clone_from(&settings.node_name);
             settings.mode.name().clone_into(&mut s.mode);
             s.version = env!("CARGO_PKG_VERSION");
             s.sync_period = settings.sync;
             s.eligible = true;
+            s.notes = kernel.notes();
+            s.map_memory = kernel.memory();
             s.awaited = store.awaited().iter().map(|a| format!("{a:?}")).collect();
         });
         Self {

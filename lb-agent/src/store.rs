@@ -186,7 +186,9 @@ impl Store {
         let trigger = new.triggered.0.map(|time| (new.family, time));
         let slices = self.current.slices.entry(home.clone()).or_default();
         let changed = moved.max(put(slices, name.name, new));
-        if changed > 0 && let Some(trigger) = trigger {
+        if changed > 0
+            && let Some(trigger) = trigger
+        {
             self.triggers.entry(home).or_default().push(trigger);
         }
         changed

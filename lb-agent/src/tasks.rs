@@ -20,8 +20,8 @@ use crate::kubeproxy;
 use crate::links::NodeNet;
 use crate::model::ObjectName;
 use crate::run::{Parts, RunError, run};
-use crate::status::metrics::Metrics;
 use crate::status::admin::Listen;
+use crate::status::metrics::Metrics;
 use crate::status::{Status, StatusReader, admin, health, healthcheck, surroundings};
 use crate::store::{Source, Store};
 use crate::watch::api;
@@ -79,8 +79,7 @@ where
     let (mut events, told) = Events::channel();
     let (event_sender, received) = mpsc::channel(EVENTS);
     let (net_sender, net) = watch::channel(NodeNet::default());
-    let (status, reader) =
-        watch::channel(Status { warnings: config.warnings.clone(), ..Status::default() });
+    let (status, reader) = watch::channel(Status { warnings: config.warnings.clone(), ..Status::default() });
     let metrics = Metrics::new(reader.clone());
     let mut tasks: JoinSet<Result<&'static str, AgentError>> = JoinSet::new();
 

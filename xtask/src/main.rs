@@ -5,6 +5,7 @@ mod build;
 mod cluster;
 mod demo;
 mod elf;
+mod image;
 mod kube;
 mod lab;
 mod netns;
@@ -59,6 +60,21 @@ enum Command {
     Test {
         /// Levels to run
         levels: Vec<test::Level>,
+    },
+    /// Makes a container image of the agent, with its SBOM and licence texts beside it
+    Image {
+        /// The image's name; `deploy/` asks for the default
+        #[arg(long, value_name = "NAME:TAG", default_value_t = image::default_tag())]
+        tag: String,
+        /// The archive to write; the texts get its name with other endings
+        #[arg(long, value_name = "FILE", default_value_os_t = paths::target().join("image/lb-agent.tar"))]
+        output: PathBuf,
+        /// The C library to link; without it musl, or glibc where musl can't be had
+        #[arg(long)]
+        libc: Option<image::Libc>,
+        /// An agent that is built already; it must be static
+        #[arg(long, value_name = "FILE")]
+        agent: Option<PathBuf>,
     },
     /// A real Kubernetes of three nodes on this machine, served by lb or by kube-proxy, and its own e2e specs
     #[command(after_help = cluster::HELP)]
@@ -143,6 +159,7 @@ fn dispatch(command: Command) -> Result<bool> {
             let outcome = verify::run(bless)?;
             return Ok(outcome.failed == 0);
         }
+        Command::Image { tag, output, libc, agent } => image::run(&tag, &output, libc, agent),
         Command::Bench { what: Bench::Direct, agent } => bench::direct(&build::agent_or(agent)?),
         Command::Netns { case, agent } => {
             packages::need(packages::LAB)?;

@@ -77,7 +77,9 @@ fn merge(into: &mut Value, read: Value, path: &str, strange: &mut Vec<String>) {
                     None if OPEN.contains(&path) => {
                         known.insert(name, value);
                     }
-                    None => strange.push(format!("field {at} is not known and has no effect; is it misspelt?")),
+                    None => {
+                        strange.push(format!("field {at} is not known and has no effect; is it misspelt?"))
+                    }
                 }
             }
         }
@@ -116,9 +118,9 @@ fn join(path: &str, name: &str) -> String {
 
 /// Whether a path is one of these or below one.
 fn below(path: &str, fields: &[&str]) -> bool {
-    fields.iter().any(|field| {
-        path.strip_prefix(field).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    })
+    fields
+        .iter()
+        .any(|field| path.strip_prefix(field).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
 }
 
 fn is_zero(value: &Value) -> bool {

@@ -121,8 +121,9 @@ pub struct Parsed {
 /// See [`ConfigError`]; the first fault found is named.
 pub fn parse(text: &str) -> Result<Parsed, ConfigError> {
     let (mut effective, mut warnings) = decode::decode(text)?;
-    let fields: Fields = serde_path_to_error::deserialize(effective.clone())
-        .map_err(|error| ConfigError::Shape { field: error.path().to_string(), problem: error.inner().to_string() })?;
+    let fields: Fields = serde_path_to_error::deserialize(effective.clone()).map_err(|error| {
+        ConfigError::Shape { field: error.path().to_string(), problem: error.inner().to_string() }
+    })?;
     let config = fields.resolve()?;
     fields.warn(&config, &mut warnings);
     for (field, address) in [("healthzBindAddress", config.healthz), ("metricsBindAddress", config.metrics)] {

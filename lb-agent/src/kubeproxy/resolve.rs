@@ -185,9 +185,12 @@ impl ConntrackText {
     fn resolve(&self) -> Result<Conntrack, ConfigError> {
         let count = |field, value: i64| match u64::try_from(value) {
             Ok(count) => Ok(count),
-            Err(_negative) => {
-                bad(field, &value.to_string(), "is negative", "write 0 to leave it alone, or a number of flows")
-            }
+            Err(_negative) => bad(
+                field,
+                &value.to_string(),
+                "is negative",
+                "write 0 to leave it alone, or a number of flows",
+            ),
         };
         let time = |field, text: &str| duration(field, text).map(|t| Some(t).filter(|t| !t.is_zero()));
         Ok(Conntrack {

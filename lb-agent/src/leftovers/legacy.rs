@@ -82,7 +82,8 @@ pub(super) fn by_hand(six: bool) -> String {
 }
 
 fn run(name: &str, arguments: &[&str], input: &str) -> io::Result<String> {
-    let program = find(name).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no {name} here")))?;
+    let program =
+        find(name).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no {name} here")))?;
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())

@@ -7,9 +7,9 @@ use std::io;
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::NetfilterProtoFamily as Family;
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, DataAttribute, ExpressionAttribute, Expressions, Hook, HookNumber, Immediate,
-    InetHookNumber, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage, TableAttribute, TableMessage,
-    VerdictAttribute,
+    ChainAttribute, ChainMessage, DataAttribute, ExpressionAttribute, Expressions, Hook, HookNumber,
+    Immediate, InetHookNumber, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage, TableAttribute,
+    TableMessage, VerdictAttribute,
 };
 
 use super::nfnl::{Change, Nfnl};
@@ -140,7 +140,9 @@ fn iptables(netfilter: &mut Nfnl) -> io::Result<Vec<((Family, String), Removal<u
         return Ok(Vec::new());
     }
     let mut jumps: BTreeMap<(u8, String), Vec<Jump<u64>>> = BTreeMap::new();
-    for (family, object) in netfilter.list(&NfTablesMessage::GetRule(RuleMessage { attributes: Vec::new() }))? {
+    for (family, object) in
+        netfilter.list(&NfTablesMessage::GetRule(RuleMessage { attributes: Vec::new() }))?
+    {
         if let NfTablesMessage::NewRule(rule) = object {
             for (table, jump) in jumps_of(&rule) {
                 jumps.entry((family.into(), table)).or_default().push(jump);

@@ -19,6 +19,7 @@ pub(super) fn ipvs() -> Option<String> {
     let devices = fs::read_to_string("/proc/thread-self/net/dev").ok()?;
     devices.lines().find(|line| line.trim_start().starts_with("kube-ipvs0:"))?;
     let services = fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap_or_default();
-    let count = services.lines().filter(|line| ["TCP ", "UDP ", "SCTP", "FWM "].iter().any(|p| line.starts_with(p)));
+    let count =
+        services.lines().filter(|line| ["TCP ", "UDP ", "SCTP", "FWM "].iter().any(|p| line.starts_with(p)));
     Some(format!("interface kube-ipvs0 and {} IPVS services", count.count()))
 }

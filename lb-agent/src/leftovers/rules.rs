@@ -95,13 +95,10 @@ pub(super) fn saved(text: &str) -> (BTreeSet<String>, BTreeSet<String>, Vec<Jump
             }
         } else if let Some(rule) = line.strip_prefix("-A ") {
             let words: Vec<&str> = rule.split_whitespace().collect();
-            let target = words.iter().zip(words.iter().skip(1)).find(|(flag, _)| matches!(**flag, "-j" | "-g"));
+            let target =
+                words.iter().zip(words.iter().skip(1)).find(|(flag, _)| matches!(**flag, "-j" | "-g"));
             if let (Some(from), Some((_, to))) = (words.first(), target) {
-                jumps.push(Jump {
-                    from: (*from).to_owned(),
-                    to: (*to).to_owned(),
-                    handle: rule.to_owned(),
-                });
+                jumps.push(Jump { from: (*from).to_owned(), to: (*to).to_owned(), handle: rule.to_owned() });
             }
         }
     }

@@ -5,29 +5,27 @@ use std::io;
 use std::path::Path;
 
 use crate::kubeproxy::Conntrack;
+use crate::sys::proc_sys;
 
-const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+const MAX: &str = "net/netfilter/nf_conntrack_max";
 const HASH_SIZE: &str = "/sys/module/nf_conntrack/parameters/hashsize";
 /// More flows than this are never asked for (B114).
 const MOST: u64 = 1_048_576;
 /// Flows per hash bucket.
 const PER_BUCKET: u64 = 4;
 
-/// Values of the node to set: file, and number to write.
+/// Values of the node to set: setting, as a path below /proc/sys, and number to write.
 #[must_use]
 pub fn sysctls(conntrack: &Conntrack, cpus: u64) -> Vec<(&'static str, u64)> {
     let max = conntrack.max_per_core.map(|each| each.saturating_mul(cpus).max(conntrack.min).min(MOST));
     let seconds = |time: Option<std::time::Duration>| time.map(|t| t.as_secs());
     let all = [
         (MAX, max),
-        (
-            "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established",
-            seconds(conntrack.tcp_established),
-        ),
-        ("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait", seconds(conntrack.tcp_close_wait)),
-        ("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal", conntrack.tcp_be_liberal.then_some(1)),
-        ("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", seconds(conntrack.udp)),
-        ("/proc/sys/net/netfilter/nf_conntrack_udp_timeout_stream", seconds(conntrack.udp_stream)),
+        ("net/netfilter/nf_conntrack_tcp_timeout_established", seconds(conntrack.tcp_established)),
+        ("net/netfilter/nf_conntrack_tcp_timeout_close_wait", seconds(conntrack.tcp_close_wait)),
+        ("net/netfilter/nf_conntrack_tcp_be_liberal", conntrack.tcp_be_liberal.then_some(1)),
+        ("net/netfilter/nf_conntrack_udp_timeout", seconds(conntrack.udp)),
+        ("net/netfilter/nf_conntrack_udp_timeout_stream", seconds(conntrack.udp_stream)),
     ];
     all.into_iter().filter_map(|(file, value)| Some((file, value?))).collect()
 }
@@ -35,16 +33,16 @@ pub fn sysctls(conntrack: &Conntrack, cpus: u64) -> Vec<(&'static str, u64)> {
 /// Sets what is not so yet; the answer names what failed. Without connection tracking in the kernel nothing is set.
 #[must_use]
 pub fn apply(sysctls: &[(&'static str, u64)]) -> Vec<String> {
-    if !Path::new(MAX).exists() {
+    if !proc_sys::file(MAX).exists() {
         return Vec::new();
     }
     let mut failed = Vec::new();
-    for (file, value) in sysctls {
-        if let Err(error) = set(file, *value) {
-            let name = file.trim_start_matches("/proc/sys/").replace('/', ".");
+    for (setting, value) in sysctls {
+        if let Err(error) = set(&proc_sys::file(setting), *value) {
+            let name = setting.replace('/', ".");
             failed.push(format!(
-                "{name} cannot be set to {value} ({error}): run `sysctl -w {name}={value}` on the node, or make \
-                 /proc/sys writable here, or have the field of conntrack in --config say what the node has"
+                "{name} cannot be set to {value} ({error}): run `sysctl -w {name}={value}` on the node, or \
+                 give the agent its /proc/sys writable (LB_PROC_SYS), or have the field of conntrack in --config say what the node has"
             ));
         }
     }
@@ -73,8 +71,8 @@ pub fn set_oom_score(score: i16) -> io::Result<()> {
     std::fs::write(file, score.to_string())
 }
 
-fn set(file: &str, value: u64) -> io::Result<()> {
-    if number(Path::new(file))? == value {
+fn set(file: &Path, value: u64) -> io::Result<()> {
+    if number(file)? == value {
         return Ok(());
     }
     std::fs::write(file, value.to_string())
@@ -98,7 +96,8 @@ mod tests {
     #[test]
     fn b114_defaults_and_bounds() {
         let of = |cpus| wanted("{}", cpus);
-        let rest = [("tcp_timeout_established".to_owned(), 86_400), ("tcp_timeout_close_wait".to_owned(), 3600)];
+        let rest =
+            [("tcp_timeout_established".to_owned(), 86_400), ("tcp_timeout_close_wait".to_owned(), 3600)];
         assert_eq!(of(2), [&[("max".to_owned(), 131_072)], rest.as_slice()].concat(), "at least min");
         assert_eq!(of(8)[0].1, 262_144);
         assert_eq!(of(256)[0].1, 1_048_576, "the cap");

@@ -100,9 +100,11 @@ impl<'a> NodeFacts<'a> {
             Family::V4 => IpAddr::from(Ipv4Addr::UNSPECIFIED),
             Family::V6 => IpAddr::from(Ipv6Addr::UNSPECIFIED),
         };
-        let selected = self.owned.iter().copied().filter(|a| {
-            !open(Family::of(*a)) && !a.is_loopback() && self.answers_node_ports(*a)
-        });
+        let selected = self
+            .owned
+            .iter()
+            .copied()
+            .filter(|a| !open(Family::of(*a)) && !a.is_loopback() && self.answers_node_ports(*a));
         Some(selected.chain(Family::ALL.into_iter().filter(|f| open(*f)).map(zero)).collect())
     }
 
@@ -111,9 +113,7 @@ impl<'a> NodeFacts<'a> {
             (NodePortEntry::Cidr(net), _) => (Family::of_net(net) == family).then_some(*net),
             (NodePortEntry::Primary, _) => self.primary(family).map(IpNet::from),
             (NodePortEntry::Localhost, Family::V4) => Some(IpNet::V4(crate::model::settings::loopback4())),
-            (NodePortEntry::Localhost, Family::V6) => {
-                Some(IpNet::from(IpAddr::from(Ipv6Addr::LOCALHOST)))
-            }
+            (NodePortEntry::Localhost, Family::V6) => Some(IpNet::from(IpAddr::from(Ipv6Addr::LOCALHOST))),
             (NodePortEntry::All, Family::V4) => Some(IpNet::V4(Ipv4Net::default())),
             (NodePortEntry::All, Family::V6) => Some(IpNet::V6(Ipv6Net::default())),
         }

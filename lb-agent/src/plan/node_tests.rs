@@ -135,5 +135,8 @@ fn b118_where_health_checks_listen() {
     assert_eq!(listening(Mode::Iptables, &[]), None, "everywhere");
     assert_eq!(listening(Mode::Nftables, &[]), list(&["192.0.2.11", "2001:db8:aa::11"]), "primary");
     assert_eq!(listening(Mode::Nftables, &["198.18.0.0/16"]), list(&["198.18.5.11", "::"]), "IPv6 is open");
-    assert_eq!(listening(Mode::Iptables, &["0.0.0.0/0", "2001:db8:bb::/64"]), list(&["0.0.0.0", "2001:db8:bb::11"]));
+    assert_eq!(
+        listening(Mode::Iptables, &["0.0.0.0/0", "2001:db8:bb::/64"]),
+        list(&["0.0.0.0", "2001:db8:bb::11"])
+    );
 }

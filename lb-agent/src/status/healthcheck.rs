@@ -63,7 +63,10 @@ pub fn health_checks(snapshot: &Snapshot, place: Place<'_>) -> Vec<HealthCheck> 
 /// The addresses to listen on, each with its port (B118): all of the node, or those that `nodePortAddresses` selects. A
 /// port has one listener for all addresses and both families (B127).
 #[must_use]
-pub fn listen_addresses(ports: &BTreeMap<u16, HealthCheck>, selected: Option<&BTreeSet<IpAddr>>) -> Vec<SocketAddr> {
+pub fn listen_addresses(
+    ports: &BTreeMap<u16, HealthCheck>,
+    selected: Option<&BTreeSet<IpAddr>>,
+) -> Vec<SocketAddr> {
     let any = BTreeSet::from([IpAddr::from(Ipv6Addr::UNSPECIFIED)]);
     let addresses = selected.unwrap_or(&any);
     ports.keys().flat_map(|port| addresses.iter().map(|address| SocketAddr::new(*address, *port))).collect()

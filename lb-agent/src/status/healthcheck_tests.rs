@@ -49,10 +49,7 @@ fn b118_b127_one_listener_for_all_or_one_for_each_selected_address() {
     };
     assert_eq!(texts(None), ["[::]:1", "[::]:2"]);
     let selected = ["192.0.2.1", "2001:db8::1"].map(|a| a.parse().unwrap()).into();
-    assert_eq!(
-        texts(Some(&selected)),
-        ["192.0.2.1:1", "[2001:db8::1]:1", "192.0.2.1:2", "[2001:db8::1]:2"]
-    );
+    assert_eq!(texts(Some(&selected)), ["192.0.2.1:1", "[2001:db8::1]:1", "192.0.2.1:2", "[2001:db8::1]:2"]);
 }
 
 async fn ask(local_endpoints: usize, serving: bool) -> Response {

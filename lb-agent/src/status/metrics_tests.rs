@@ -16,7 +16,8 @@ fn exposition(text: &str) -> BTreeMap<String, (String, Vec<String>)> {
             let (name, labels) = sample.split_once('{').unwrap_or((sample, ""));
             let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
             let base = base.filter(|b| found.get(*b).is_some_and(|(kind, _)| kind == "histogram"));
-            let known = found.get_mut(base.unwrap_or(name)).unwrap_or_else(|| panic!("no TYPE before {line}"));
+            let known =
+                found.get_mut(base.unwrap_or(name)).unwrap_or_else(|| panic!("no TYPE before {line}"));
             let labels = labels.trim_end_matches('}').split(',').filter_map(|l| Some(l.split_once('=')?.0));
             known.1.extend(labels.filter(|l| *l != "le").map(str::to_owned));
             known.1.sort();
@@ -68,7 +69,11 @@ fn b137_names_types_and_labels_are_kube_proxys() {
     for (name, kind, labels) in expected {
         let name = if name.starts_with("process") { name.to_owned() } else { format!("kubeproxy_{name}") };
         let (found_kind, found_labels) = found.get(&name).unwrap_or_else(|| panic!("{name} is missing"));
-        assert_eq!((found_kind.as_str(), found_labels.as_slice()), (kind, owned(labels).as_slice()), "{name}");
+        assert_eq!(
+            (found_kind.as_str(), found_labels.as_slice()),
+            (kind, owned(labels).as_slice()),
+            "{name}"
+        );
     }
     let kube: Vec<_> = found.keys().filter(|name| name.starts_with("kubeproxy_")).collect();
     assert_eq!(kube.len(), 14, "a name that kube-proxy does not have: {kube:?}");
@@ -106,7 +111,8 @@ fn b137_buckets() {
 fn b138_per_family_and_policy() {
     let text = metrics(Mode::Nftables).text();
     let name = "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
-    for (family, policy, value) in [("IPv4", "internal", 1), ("IPv4", "external", 2), ("IPv6", "external", 0)] {
+    for (family, policy, value) in [("IPv4", "internal", 1), ("IPv4", "external", 2), ("IPv6", "external", 0)]
+    {
         let line = format!("{name}{{ip_family=\"{family}\",traffic_policy=\"{policy}\"}} {value}");
         assert!(text.contains(&line), "{line} in\n{text}");
     }

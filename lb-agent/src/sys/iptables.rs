@@ -96,8 +96,9 @@ fn get(
     }
     let mut len = libc::socklen_t::try_from(length).map_err(io::Error::other)?;
     // SAFETY: `buffer` and `len` are live for the call, and `len` is the size of `buffer`.
-    let rc =
-        unsafe { libc::getsockopt(socket.as_raw_fd(), level, what, buffer.as_mut_ptr().cast(), &raw mut len) };
+    let rc = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), level, what, buffer.as_mut_ptr().cast(), &raw mut len)
+    };
     if rc == 0 { Ok(buffer) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -2,6 +2,8 @@
 
 pub mod bpf;
 pub mod iptables;
+pub mod memory;
+pub mod proc_sys;
 
 use std::ffi::CString;
 use std::io;

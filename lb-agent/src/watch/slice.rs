@@ -49,7 +49,10 @@ pub fn translate(name: ObjectName, api: &EndpointSlice) -> Translated<SliceSpec>
             )),
         }
     }
-    Translated { object: Some(SliceSpec { name, service, family, ports, endpoints, triggered: triggered(api) }), faults }
+    Translated {
+        object: Some(SliceSpec { name, service, family, ports, endpoints, triggered: triggered(api) }),
+        faults,
+    }
 }
 
 /// B139; an unreadable time is none.

@@ -69,8 +69,7 @@ impl Metrics {
         let short = || -> ByFamily {
             Labelled::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 15)))
         };
-        let programming: ByFamily =
-            Labelled::new_with_constructor(|| Histogram::new(programming_buckets()));
+        let programming: ByFamily = Labelled::new_with_constructor(|| Histogram::new(programming_buckets()));
         let (syncs, full_syncs, partial_syncs) = (short(), short(), short());
         registry.register("kubeproxy_proxy_healthz", "Answers of /healthz by HTTP status", healthz.clone());
         registry.register("kubeproxy_proxy_livez", "Answers of /livez by HTTP status", livez.clone());
@@ -166,7 +165,8 @@ impl Collector for Slis {
         let status = self.0.borrow().clone();
         let now = Instant::now();
         let help = "Whether a health check passes (1) or not (0)";
-        let mut metric = encoder.encode_descriptor("kubernetes_healthcheck", help, None, MetricType::Gauge)?;
+        let mut metric =
+            encoder.encode_descriptor("kubernetes_healthcheck", help, None, MetricType::Gauge)?;
         let checks = [("healthz", status.is_healthy(now) && status.eligible), ("livez", status.is_live(now))];
         for (name, passes) in checks {
             let labels = [("name", name), ("type", name)];

@@ -58,7 +58,8 @@ mod tests {
 
     #[test]
     fn a_line_of_proc_stat() {
-        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 4 0 1000 8192 3 18446744073709551615";
+        let stat =
+            "7 (a) b) S 1 7 7 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 4 0 1000 8192 3 18446744073709551615";
         let found = parse(stat, 5000.0).unwrap();
         assert_eq!((found.cpu_seconds, found.start_time, found.virtual_memory), (3.0, 5010.0, 8192));
         assert_eq!(found.resident_memory, 3 * sys::page_size());
