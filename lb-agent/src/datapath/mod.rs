@@ -131,9 +131,7 @@ impl Datapath {
     /// What a plan may use: the capacities of the maps as they are.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        sizes::limits(|map| {
-            bpf::map_info(bpf::obj_get(&self.pins.map(map)).ok()?).ok().map(|i| i.max_entries)
-        })
+        sizes::limits(|map| bpf::map_info(bpf::obj_get(&self.pins.map(map)).ok()?).ok().map(|i| i.max_entries))
     }
 
     /// What the maps cost.

@@ -21,20 +21,29 @@ struct Setting {
 }
 
 const SETTINGS: &[Setting] = &[
-    Setting { name: MAX_FRONTENDS, maps: &[(names::LB_SVC4, 1), (names::LB_SVC6, 1)] },
+    Setting {
+        name: MAX_FRONTENDS,
+        maps: &[(names::LB_SVC4, 1), (names::LB_SVC6, 1)],
+    },
     Setting {
         name: MAX_BACKENDS,
         maps: &[(names::LB_BE4, 1), (names::LB_BE6, 1), (names::LB_GEN4, 1), (names::LB_GEN6, 1)],
     },
-    Setting { name: MAX_SLOTS, maps: &[(names::LB_SLOTS, 1)] },
-    Setting { name: MAX_SOURCE_RANGES, maps: &[(names::LB_RANGE4, 1), (names::LB_RANGE6, 1)] },
-    Setting { name: MAX_AFFINITY, maps: &[(names::LB_AFF4, 1), (names::LB_AFF6, 1)] },
+    Setting { name: MAX_SLOTS, maps: &[(names::LB_SLOTS, 1)], },
+    Setting {
+        name: MAX_SOURCE_RANGES,
+        maps: &[(names::LB_RANGE4, 1), (names::LB_RANGE6, 1)],
+    },
+    Setting {
+        name: MAX_AFFINITY,
+        maps: &[(names::LB_AFF4, 1), (names::LB_AFF6, 1)],
+    },
     Setting {
         name: MAX_FLOWS,
         // Embryonic flows have a quarter of the room.
         maps: &[(names::LB_CT4, 1), (names::LB_CT6, 1), (names::LB_EM4, 4), (names::LB_EM6, 4)],
     },
-    Setting { name: MAX_UDP_PEERS, maps: &[(names::LB_SK_UDP, 1)] },
+    Setting { name: MAX_UDP_PEERS, maps: &[(names::LB_SK_UDP, 1)], },
 ];
 
 /// Frontends of a family: an address and port that clients dial.

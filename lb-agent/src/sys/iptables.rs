@@ -47,12 +47,12 @@ impl Table {
 /// `/proc/net/ip_tables_names` first.
 ///
 /// # Errors
-/// No CAP_NET_RAW or CAP_NET_ADMIN, no such table, or it grew during each of five tries.
+/// No CAP_NET_ADMIN, no such table, or it grew during each of five tries.
 pub fn read(table: &str, six: bool) -> io::Result<Table> {
     let (domain, level) =
         if six { (libc::AF_INET6, libc::IPPROTO_IPV6) } else { (libc::AF_INET, libc::IPPROTO_IP) };
     // SAFETY: socket() takes no pointers.
-    let fd = unsafe { libc::socket(domain, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_RAW) };
+    let fd = unsafe { libc::socket(domain, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -105,8 +105,10 @@ fn told(socket: &UdpSocket, level: c_int, kind: c_int) -> Result<Option<(Option<
                 let error = libc::CMSG_DATA(next).cast::<libc::sock_extended_err>();
                 let said = error.read_unaligned();
                 let from = address(error.add(1).cast());
-                let text =
-                    format!("icmp {} {} mtu {} about {about}", said.ee_type, said.ee_code, said.ee_info);
+                let text = format!(
+                    "icmp {} {} mtu {} about {about}",
+                    said.ee_type, said.ee_code, said.ee_info
+                );
                 return Ok(Some((from, text)));
             }
             next = libc::CMSG_NXTHDR(&raw const message, next);

@@ -199,9 +199,7 @@ impl<F: Fn() -> bool> Follower<'_, F> {
                 Ok(Ok(Some(WatchEvent::Deleted(object)))) => {
                     (object.resource_version(), table.remove(object.meta()))
                 }
-                Ok(Ok(Some(WatchEvent::Bookmark(mark)))) => {
-                    (Some(mark.metadata.resource_version), Vec::new())
-                }
+                Ok(Ok(Some(WatchEvent::Bookmark(mark)))) => (Some(mark.metadata.resource_version), Vec::new()),
                 Ok(Ok(Some(WatchEvent::Error(status)))) => {
                     return Err(WatchFault::of_status("watch", &status).into());
                 }
