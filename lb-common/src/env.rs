@@ -1,10 +1,12 @@
 //! What the pipeline needs from the outside: tables, a clock, randomness.
 
-use crate::abi::{AffValue, CtKey, CtValue, FragKey, FragValue, Iface, LbConfig, SkUdpKey, SkUdpValue, SvcValue};
+use crate::abi::{
+    AffValue, CtKey, CtValue, FragKey, FragValue, Iface, LbConfig, SkUdpKey, SkUdpValue, SvcValue,
+};
 use crate::counter::Counter;
 use crate::family::{Backend, Family, V4, V6};
-use crate::fragment;
 use crate::flow::{Flow, Role};
+use crate::fragment;
 use crate::packet::Packet;
 use crate::switch::Neighbour;
 use crate::track::{self, Claim, Reserve};

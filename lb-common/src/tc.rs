@@ -391,9 +391,8 @@ fn onward<F: LoadAddr>(config: &LbConfig, work: &Work<F>) -> Step {
     if work.value.flags & CT_SWITCHED != 0 && work.value.role == Role::DnatForward as u8 {
         return Step::Switch;
     }
-    let asked = config.flags & CFG_SOURCE_RULES != 0
-        && work.value.role == Role::DnatReply as u8
-        && work.hook.l3 != 0;
+    let asked =
+        config.flags & CFG_SOURCE_RULES != 0 && work.value.role == Role::DnatReply as u8 && work.hook.l3 != 0;
     if asked { Step::Reroute } else { Step::Pass }
 }
 

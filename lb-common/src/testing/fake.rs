@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::vec::Vec;
 
-use crate::abi::{AffValue, CtKey, CtValue, FragKey, FragValue, Iface, SkUdpKey, SkUdpValue, SvcValue};
 use crate::abi::PAIR_MOVED;
+use crate::abi::{AffValue, CtKey, CtValue, FragKey, FragValue, Iface, SkUdpKey, SkUdpValue, SvcValue};
 use crate::counter::Counter;
 use crate::env::{Env, Insert, Scratch, SockEnv, Table, Work};
 use crate::family::{Backend, Family, Ip4, Ip6, V4, V6};

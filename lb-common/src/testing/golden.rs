@@ -264,7 +264,13 @@ impl Story {
     }
 
     /// The packet leaves as these bytes.
-    pub(super) fn turns_into(self, at: At, packet: &PacketBuilder, out: Vec<u8>, counters: &[Counter]) -> Story {
+    pub(super) fn turns_into(
+        self,
+        at: At,
+        packet: &PacketBuilder,
+        out: Vec<u8>,
+        counters: &[Counter],
+    ) -> Story {
         self.add(at, packet, Expect::Rewritten(out), counters)
     }
 
@@ -616,19 +622,19 @@ fn family(n: &Net) -> Vec<Golden> {
     golden("sctp_checksum_left_to_the_device", "B116", &|s| {
         let none = |p: &mut P| p.no_checksum = true;
         let front = at(n.cluster, 9998);
-        s.becomes(IN_POD, &P::sctp(pod, front, 1).with(none), (pod, web), &[NewFlow])
-            .becomes(OUT_POD, &P::sctp(web, pod, 2).with(none), (front, pod), &[])
+        s.becomes(IN_POD, &P::sctp(pod, front, 1).with(none), (pod, web), &[NewFlow]).becomes(
+            OUT_POD,
+            &P::sctp(web, pod, 2).with(none),
+            (front, pod),
+            &[],
+        )
     });
     golden("sctp_fragments", "B116", &|s| {
         let first = |front| P::sctp(pod, at(n.cluster, front), 1).with(part(0, true));
         s.becomes(IN_POD, &first(9999), (pod, at(n.remote, 9999)), &[NewFlow])
             // the checksum is over what is still to come
             .drops(IN_POD, &first(9998), &[NewFlow, DropSctpPort])
-            .drops(
-                IN_POD,
-                &P::sctp(pod, at(n.cluster, 9998), 1).with(part(185, false)),
-                &[DropFragment],
-            )
+            .drops(IN_POD, &P::sctp(pod, at(n.cluster, 9998), 1).with(part(185, false)), &[DropFragment])
     });
     golden("colliding_tuples", "I6", &|s| {
         let (other, moved) = (at(n.external, 80), at(n.pod, POOL));

@@ -22,6 +22,7 @@ pub(crate) mod probe;
 mod rules;
 pub(crate) mod servers;
 pub(crate) mod traffic;
+pub(crate) mod tun;
 pub(crate) mod worker;
 
 use std::collections::BTreeMap;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -95,7 +95,14 @@ impl Worker {
     /// # Errors
     /// When the process can't be started there.
     pub(crate) fn start(namespace: &str, cgroup: Option<&Path>) -> Result<Self> {
-        let mut command = netns::command(namespace, cgroup, Path::new(netns::OWN_PROGRAM))?;
+        Self::over(&mut netns::command(namespace, cgroup, Path::new(netns::OWN_PROGRAM))?)
+    }
+
+    /// Starts one by a command that runs this very program somewhere.
+    ///
+    /// # Errors
+    /// When the command can't be started.
+    pub(crate) fn over(command: &mut Command) -> Result<Self> {
         let mut child = command.arg("worker").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         janitor::process(child.id());
         let (input, output) = (child.stdin.take().context("stdin")?, child.stdout.take().context("stdout")?);

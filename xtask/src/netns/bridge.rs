@@ -70,7 +70,5 @@ fn talk(context: &mut Context, bytes: usize, netfilter: &str) -> Result<()> {
     }
     // pods elsewhere
     let to = vips(super::WEB)[0];
-    context
-        .reach(side, &Ask::Http { to, path: "/".into(), mapped: false }, &["p1a", "p2a"])
-        .map(drop)
+    context.reach(side, &Ask::Http { to, path: "/".into(), mapped: false }, &["p1a", "p2a"]).map(drop)
 }

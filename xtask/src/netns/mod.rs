@@ -8,16 +8,19 @@ mod access;
 pub(crate) mod api;
 mod bridge;
 mod counters;
-mod counters;
 mod errors;
 mod fragments;
 mod host;
+mod hostile;
 mod leftovers;
 mod lifecycle;
 mod neighbours;
+mod nested;
 mod pins;
+mod rejects;
 mod traffic;
 mod tuples;
+mod uplinks;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -116,6 +119,10 @@ fn cases(kind: Kind) -> Vec<Case> {
         list.extend(bridge::CASES);
     }
     list.extend(errors::CASES);
+    list.extend(rejects::CASES);
+    list.extend(hostile::CASES);
+    list.extend(uplinks::CASES);
+    list.extend(nested::CASES);
     if kind == Kind::Friendly {
         list.extend(neighbours::CASES);
         list.extend(lifecycle::CASES);
