@@ -15,7 +15,6 @@ use lab::sh;
 use lb_agent::leftovers;
 
 const VIP: [&str; 2] = ["10.96.0.1", "fd96::1"];
-const POD: [&str; 2] = ["10.2.0.2", "fd02::2"];
 
 /// A thread in a network namespace of its own that does what it is told.
 struct Host {
