@@ -72,6 +72,15 @@ fn own_settings_and_their_defaults() {
 }
 
 #[test]
+fn b160_the_configuration_in_force_needs_no_source() {
+    let args = ["lb-agent", "run", "--write-config-to", "f"];
+    let Command::Run(args) = Cli::try_parse_from(args).unwrap().command else { panic!() };
+    let text = args.effective().unwrap();
+    assert!(text.contains("\nclusterCIDR: ''\n") && text.contains("\noomScoreAdj: -999\n"), "{text}");
+    assert_eq!(args.duties().unwrap().oom_score, -999);
+}
+
+#[test]
 fn a_missing_file_is_named() {
     let error = run(&["--node-name", "a", "--manifests", "d", "--config", "/nowhere"]).unwrap_err();
     assert!(error.to_string().contains("/nowhere"));

@@ -12,15 +12,17 @@ use tracing::{error, info, warn};
 use crate::apply::Applier;
 use crate::apply::bpf::BpfMaps;
 use crate::attachset::attach_set;
-use crate::config::{KernelArgs, RunConfig};
+use crate::config::{KernelArgs, NodeDuties, RunConfig};
 use crate::datapath::memory::mebibytes;
 use crate::datapath::{self, Datapath, Options};
 use crate::desired::Desired;
 use crate::gc::{Sweeper, Timeouts};
 use crate::kernel::{ApplyReport, AttachReport, Kernel, KernelError, Usage};
+use crate::kubeproxy;
 use crate::links::{Attachment, NodeNet};
 use crate::model::settings::{Limits, SocketLb};
 use crate::net;
+use crate::node;
 use crate::sys::bpf::RawMap;
 
 /// Flow entries that one sweep looks at: a pass over a full table of a million takes about a minute.
@@ -134,6 +136,25 @@ fn usage(folder: &Path, tables: &Desired, flows: &BTreeMap<&'static str, u64>) -
 pub fn cleanup(kernel: &KernelArgs) -> Result<(), KernelError> {
     let report = Datapath::cleanup(&options(kernel, "")).map_err(said)?;
     if report.errors.is_empty() { Ok(()) } else { Err(KernelError(lines(&report.errors).join("; "))) }
+}
+
+/// Does kube-proxy's duties towards the node; the answer names what failed. Call it before threads start.
+#[must_use]
+pub fn prepare_node(duties: &NodeDuties) -> Vec<String> {
+    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let mut failed = node::apply(&node::sysctls(&duties.conntrack, cpus.try_into().unwrap_or(1)));
+    match node::set_oom_score(duties.oom_score) {
+        // In a pod the kubelet has chosen a rank already; the default is no wish of the operator's.
+        Err(error) if duties.oom_score == kubeproxy::DEFAULT_OOM_SCORE => {
+            info!(%error, score = duties.oom_score, "oomScoreAdj is left as it is");
+        }
+        Err(error) => failed.push(format!(
+            "oomScoreAdj {}: {error}; give the agent CAP_SYS_RESOURCE, or remove the field from --config",
+            duties.oom_score
+        )),
+        Ok(()) => {}
+    }
+    failed
 }
 
 /// Watches the node's network until `net` is dropped.

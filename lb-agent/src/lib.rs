@@ -7,17 +7,20 @@ pub mod config;
 pub mod datapath;
 pub mod desired;
 pub mod dump;
+pub mod events;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod gc;
 pub mod glue;
 pub mod kernel;
 pub mod kubeproxy;
+pub mod leftovers;
 pub mod links;
 #[cfg(test)]
 pub(crate) mod memory_kernel;
 pub mod model;
 pub mod net;
+pub mod node;
 pub mod plan;
 pub mod run;
 pub mod status;

@@ -12,6 +12,7 @@ mod errors;
 mod fragments;
 mod host;
 mod hostile;
+mod leftovers;
 mod lifecycle;
 mod neighbours;
 mod nested;
@@ -125,6 +126,7 @@ fn cases(kind: Kind) -> Vec<Case> {
     if kind == Kind::Friendly {
         list.extend(neighbours::CASES);
         list.extend(lifecycle::CASES);
+        list.extend(leftovers::CASES);
         list.extend(traffic::CASES);
     }
     list.extend(counters::CASES);

@@ -133,6 +133,7 @@ mod tests {
             family: Family::V4,
             ports: vec![SlicePort { name: "https".into(), protocol: Protocol::Tcp, port: 6443 }],
             endpoints: vec![endpoint],
+            triggered: crate::model::Trigger::default(),
         };
         (Key::Slice(name), Some(Object::Slice(Arc::new(spec))))
     }
