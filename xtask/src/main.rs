@@ -116,13 +116,6 @@ enum Command {
         #[arg(long)]
         port: u16,
     },
-    /// The client side of `cluster swap`
-    #[command(hide = true)]
-    Traffic {
-        #[arg(long)]
-        rate: u32,
-        targets: Vec<cluster::traffic::Target>,
-    },
     /// The client side of a pod or node of the lab
     #[command(hide = true)]
     Worker,
@@ -177,7 +170,6 @@ fn dispatch(command: Command) -> Result<bool> {
             return Ok(failed == 0);
         }
         Command::Serve { pod, node, port } => lab::servers::serve(&pod, &node, port),
-        Command::Traffic { rate, targets } => cluster::traffic::send(&targets, rate),
         Command::Worker => lab::worker::serve(),
     }?;
     Ok(true)

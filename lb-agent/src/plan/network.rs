@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use lb_common::abi::{
     CFG_CIDR4, CFG_CIDR6, CFG_DETECT_CIDR4, CFG_DETECT_CIDR6, CFG_DETECT_IF, CFG_MASQ_LOCAL,
-    CFG_REJECT_UNKNOWN, CFG_SOURCE_RULES, IF_DETECT, IF_L3, IF_POD, Iface, LbConfig, NODE_LOCAL, NODE_NODEPORT, PortRange,
+    CFG_REJECT_UNKNOWN, CFG_SOURCE_RULES, IF_DETECT, IF_L3, IF_POD, Iface, LbConfig, NODE_LOCAL,
+    NODE_NODEPORT, PortRange,
 };
 
 use super::encode::{self, Full};

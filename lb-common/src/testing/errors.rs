@@ -4,7 +4,9 @@ use core::net::{IpAddr, SocketAddr};
 use std::vec;
 use std::vec::Vec;
 
-use super::golden::{At, Golden, HOST, IN_POD, IN_UPLINK, Net, OUT_POD, OUT_UPLINK, POOL, Story, tell, world};
+use super::golden::{
+    At, Golden, HOST, IN_POD, IN_UPLINK, Net, OUT_POD, OUT_UPLINK, POOL, Story, tell, world,
+};
 use super::packets::{PacketBuilder, at};
 use crate::counter::Counter::{IcmpTranslated, NewFlow, SnatFlow};
 use crate::packet::{ACK, SYN};
@@ -42,12 +44,15 @@ struct Case {
 
 impl Case {
     fn tell(&self, mut story: Story, v6: bool, offender: &PacketBuilder) -> Story {
-        let (before, behind) =
-            (offender.between(self.quoted.0.0, self.quoted.0.1), offender.between(self.quoted.1.0, self.quoted.1.1));
+        let (before, behind) = (
+            offender.between(self.quoted.0.0, self.quoted.0.1),
+            offender.between(self.quoted.1.0, self.quoted.1.1),
+        );
         let header = if v6 { 40 } else { 20 };
-        for kind in kinds(v6) {
+        for (number, kind) in kinds(v6).into_iter().enumerate() {
             // 8 bytes of transport are what RFC 792 asks for; with 20 TCP's checksum is in it; all of it
-            for bytes in [header + 8, header + 16, header + 20, 1000] {
+            let lengths = [header + 8, header + 16, header + 20, 1000];
+            for bytes in lengths.into_iter().take(if number == 0 { 4 } else { 1 }) {
                 let error_in = error(self.from.0, kind, &before, bytes);
                 let error_out = error(self.from.1, kind, &behind, bytes);
                 story = story.turns_into(self.at, &error_in, error_out.build(), &[IcmpTranslated]);
@@ -87,9 +92,12 @@ pub(super) fn stories(n: &Net) -> Vec<Golden> {
         ]
     };
     golden("icmp_errors_in_a_masqueraded_tcp_flow", "I1", &|s| {
-        let s = s
-            .becomes(IN_UPLINK, &P::tcp(client, nodeport, SYN), (client, web), &[NewFlow])
-            .becomes(OUT_UPLINK, &P::tcp(client, web, SYN), (snat, web), &[SnatFlow]);
+        let s = s.becomes(IN_UPLINK, &P::tcp(client, nodeport, SYN), (client, web), &[NewFlow]).becomes(
+            OUT_UPLINK,
+            &P::tcp(client, web, SYN),
+            (snat, web),
+            &[SnatFlow],
+        );
         let offender = P::tcp(client, web, ACK);
         ways((nodeport, web, snat)).iter().fold(s, |s, case| case.tell(s, n.v6, &offender))
     });
@@ -121,10 +129,14 @@ pub(super) fn stories(n: &Net) -> Vec<Golden> {
     golden("icmp_errors_about_sctp_and_on_an_l3_device", "I1", &|s| {
         let (front, backend) = (at(n.cluster, 9999), at(n.remote, 9999));
         let bare = |p: &mut P| p.ethernet = false;
-        let s = s
-            .becomes(IN_POD, &P::sctp(pod, front, 1).with(bare), (pod, backend), &[NewFlow])
-            .becomes(IN_POD, &P::tcp(pod, at(n.cluster, 80), SYN).with(bare), (pod, web), &[NewFlow]);
-        let case = Case { at: OUT_POD, from: (router, router), quoted: ((pod, web), (pod, at(n.cluster, 80))) };
+        let s = s.becomes(IN_POD, &P::sctp(pod, front, 1).with(bare), (pod, backend), &[NewFlow]).becomes(
+            IN_POD,
+            &P::tcp(pod, at(n.cluster, 80), SYN).with(bare),
+            (pod, web),
+            &[NewFlow],
+        );
+        let case =
+            Case { at: OUT_POD, from: (router, router), quoted: ((pod, web), (pod, at(n.cluster, 80))) };
         let s = case.tell(s, n.v6, &P::tcp(pod, web, ACK).with(bare));
         let kind = kinds(n.v6)[0];
         let header = if n.v6 { 40 } else { 20 };
@@ -150,7 +162,9 @@ pub(super) fn stories(n: &Net) -> Vec<Golden> {
             (outer, behind.build())
         };
         let mut s = s;
-        for (outer, behind) in [pair(&|_| (), &options, 1000), pair(&|_| (), &options, 8 + if n.v6 { 48 } else { 28 })] {
+        for (outer, behind) in
+            [pair(&|_| (), &options, 1000), pair(&|_| (), &options, 8 + if n.v6 { 48 } else { 28 })]
+        {
             s = s.turns_into(OUT_POD, &outer, behind, &[IcmpTranslated]);
         }
         if !n.v6 {
@@ -166,7 +180,8 @@ pub(super) fn stories(n: &Net) -> Vec<Golden> {
         let kind = kinds(n.v6)[0];
         let header = if n.v6 { 40 } else { 20 };
         let about = |src, dst| error(router, kind, &P::tcp(src, dst, ACK), 1000);
-        let redirect = error(router, if n.v6 { (137, 0, [0; 4]) } else { (5, 1, [0; 4]) }, &P::tcp(pod, web, ACK), 1000);
+        let redirect =
+            error(router, if n.v6 { (137, 0, [0; 4]) } else { (5, 1, [0; 4]) }, &P::tcp(pod, web, ACK), 1000);
         let other = at(n.client, 40001);
         s.becomes(IN_POD, &P::tcp(pod, at(n.cluster, 80), SYN), (pod, web), &[NewFlow])
             .passes(OUT_POD, &about(at(n.pod, 40001), web), &[])

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::Proxy;
 use super::results::Results;
 use crate::run::{output, run, step};
-use crate::{build, packages, paths};
+use crate::{build, image, packages, paths};
 
 /// Where everything is written unless `LAB` names another folder.
 const HOME: &str = "/var/tmp/lb-cluster";
@@ -147,19 +147,19 @@ impl Lab {
         run(&mut self.script("down.sh"))
     }
 
-    /// Puts a service proxy on every node in place of the one that is there.
+    /// Puts a service proxy on every node in place of the one that is there; `agent`: lb-agent, built already.
     ///
     /// # Errors
     /// When it can't be built or does not come up.
-    pub(crate) fn proxy(&self, proxy: Proxy) -> Result<()> {
+    pub(crate) fn proxy(&self, proxy: Proxy, agent: Option<&Path>) -> Result<()> {
         let mut script = self.script("proxy.sh");
         match proxy {
             Proxy::Lb => {
-                self.image()?;
+                self.image(agent)?;
                 script.arg("lb");
             }
             Proxy::LbProcess => {
-                let agent = build::agent()?;
+                let agent = build::agent_or(agent.map(Into::into))?;
                 fs::copy(&agent, self.home.join("bin/lb-agent")).context("copying the agent")?;
                 script.arg("lb-process");
             }
@@ -171,6 +171,14 @@ impl Lab {
         run(&mut script)
     }
 
+    /// Tells proxy.sh which mode is in place, after it was changed by other means.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub(crate) fn settle(&self, mode: &str) -> Result<()> {
+        fs::write(self.home.join("run/proxy.mode"), mode).context("run/proxy.mode")
+    }
+
     /// Calls functions of lb.sh.
     ///
     /// # Errors
@@ -179,12 +187,13 @@ impl Lab {
         run(&mut self.shell(&format!(". \"$HERE/lb.sh\"; {line}")))
     }
 
-    /// Makes the image that ships, where lb.sh finds it.
+    /// Makes the image that ships, where lb.sh finds it, of a static agent that is built already or a fresh one.
     ///
     /// # Errors
     /// When it can't be built.
-    pub(crate) fn image(&self) -> Result<()> {
-        bail!("not yet")
+    pub(crate) fn image(&self, agent: Option<&Path>) -> Result<()> {
+        let archive = self.home.join("lb/image.tar");
+        image::run(&image::default_tag(), &archive, None, agent.map(Into::into))
     }
 
     /// Runs specs and reads their results.

@@ -38,7 +38,7 @@ pub(crate) fn run() -> Result<Tally> {
 fn judge(lab: &Lab) -> Result<Tally> {
     lab.up(3, false)?;
     fs::write(owner(lab), std::process::id().to_string())?;
-    lab.proxy(Proxy::Lb)?;
+    lab.proxy(Proxy::Lb, None)?;
     let mut results = lab.e2e("quick", None, PROCS, Some("level"))?;
     if !results.failed.is_empty() {
         try_again(lab, &mut results)?;

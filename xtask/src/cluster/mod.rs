@@ -7,7 +7,9 @@ mod lab;
 pub(crate) mod level;
 mod results;
 mod swap;
-pub(crate) mod traffic;
+
+use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use clap::{Subcommand, ValueEnum};
@@ -31,12 +33,18 @@ pub(crate) enum Command {
         /// Which service proxy serves
         #[arg(long, value_enum, default_value = "lb")]
         proxy: Proxy,
+        /// An lb-agent that is built already; for the image it must be static
+        #[arg(long)]
+        agent: Option<PathBuf>,
     },
     /// Puts another service proxy in place; the old one is stopped, and what it left in the kernel removed
     Proxy {
         /// Which
         #[arg(value_enum)]
         proxy: Proxy,
+        /// An lb-agent that is built already; for the image it must be static
+        #[arg(long)]
+        agent: Option<PathBuf>,
     },
     /// Runs the Service specs of Kubernetes' e2e suite; results stay in the cluster's folder
     #[command(after_help = "\
@@ -69,6 +77,9 @@ Examples:
         /// Seconds that traffic goes on after each step
         #[arg(long, default_value_t = 10)]
         seconds: u64,
+        /// A static lb-agent that is built already
+        #[arg(long)]
+        agent: Option<PathBuf>,
     },
     /// kubectl as the cluster's administrator: cargo xtask cluster kubectl get pods -A
     Kubectl {
@@ -130,23 +141,24 @@ pub(crate) fn act(command: Command) -> Result<bool> {
     let mut lab = Lab::find();
     match command {
         Command::Build => lab.build()?,
-        Command::Up { nodes, ipv4_only, proxy } => {
+        Command::Up { nodes, ipv4_only, proxy, agent } => {
             lab.build()?;
             lab.up(nodes, ipv4_only)?;
-            lab.proxy(proxy)?;
+            lab.proxy(proxy, agent.as_deref())?;
             eprintln!(
                 "The cluster is up. Look around: cargo xtask cluster --help; end it: cargo xtask cluster down"
             );
         }
-        Command::Proxy { proxy } => lab.must_be_up()?.proxy(proxy)?,
+        Command::Proxy { proxy, agent } => lab.must_be_up()?.proxy(proxy, agent.as_deref())?,
         Command::E2e { specs, skip, procs, name } => {
             let results = lab.must_be_up()?.e2e(&specs, skip.as_deref(), procs, name.as_deref())?;
             results.print();
             println!("{}", results.tally());
             return Ok(results.failed.is_empty());
         }
-        Command::Swap { at_once, rate, seconds } => {
-            return swap::run_all(lab.must_be_up()?, rate, seconds, at_once);
+        Command::Swap { at_once, rate, seconds, agent } => {
+            let story = swap::Story { rate, pause: Duration::from_secs(seconds), at_once };
+            return story.tell(lab.must_be_up()?, agent.as_deref());
         }
         Command::Kubectl { arguments } => run(lab.must_be_up()?.kubectl().args(arguments))?,
         Command::Node { node, command } => {

@@ -216,7 +216,8 @@ impl ControlPlane {
         let path = format!("/api/v1/namespaces/kube-system/serviceaccounts/{account}/token");
         let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
             "spec": {"expirationSeconds": 3600}});
-        let answer: Value = serde_json::from_str(&self.request(server, "POST", &path, JSON, &body.to_string())?)?;
+        let answer: Value =
+            serde_json::from_str(&self.request(server, "POST", &path, JSON, &body.to_string())?)?;
         Ok(answer["status"]["token"].as_str().context("no token")?.to_owned())
     }
 
@@ -267,8 +268,23 @@ impl ControlPlane {
         let kind = format!("Content-Type: {kind}");
         let (ca, cert, key) = (file("ca.crt"), file("admin.crt"), file("admin.key"));
         let mut words = vec![
-            "curl", "-sS", "--max-time", "20", "--fail-with-body", "--resolve", &resolve, "--cacert", &ca, "--cert",
-            &cert, "--key", &key, "-X", method, "-H", &kind,
+            "curl",
+            "-sS",
+            "--max-time",
+            "20",
+            "--fail-with-body",
+            "--resolve",
+            &resolve,
+            "--cacert",
+            &ca,
+            "--cert",
+            &cert,
+            "--key",
+            &key,
+            "-X",
+            method,
+            "-H",
+            &kind,
         ];
         if !body.is_empty() {
             words.extend(["--data-binary", "@-"]);

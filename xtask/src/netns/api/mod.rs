@@ -212,10 +212,16 @@ impl Api {
         Ok(())
     }
 
-    fn follows(&mut self, to: std::net::SocketAddr, what: &str, wanted: impl Fn(Option<&str>) -> bool) -> Result<()> {
+    fn follows(
+        &mut self,
+        to: std::net::SocketAddr,
+        what: &str,
+        wanted: impl Fn(Option<&str>) -> bool,
+    ) -> Result<()> {
         let begin = Instant::now();
         loop {
-            let answer = self.context.ask(Side::Pod("p1b"), &Ask::Http { to, path: "/".into(), mapped: false })?;
+            let answer =
+                self.context.ask(Side::Pod("p1b"), &Ask::Http { to, path: "/".into(), mapped: false })?;
             if wanted(answer.pod()) {
                 return Ok(());
             }

@@ -39,7 +39,10 @@ fn outage(api: &mut Api) -> Result<()> {
         api.context.lab.nodes[0].http("127.0.0.1:10256", "/healthz")?.status == 503,
         "healthy although nothing was listed"
     );
-    ensure!(api.context.lab.nodes[0].http("127.0.0.1:10256", "/livez")?.status == 200, "waiting is no illness");
+    ensure!(
+        api.context.lab.nodes[0].http("127.0.0.1:10256", "/livez")?.status == 200,
+        "waiting is no illness"
+    );
     api.web_is_served().context("with a new agent and without API servers")?;
     let said = api.logged("cannot be reached") - before;
     api.plane.start_server(FIRST)?;
