@@ -64,6 +64,8 @@ impl Far {
                 format!("route add {}/32 dev far0 mtu {FAR_MTU}", FAR[0]),
                 format!("route add {}/128 dev far0 mtu {FAR_MTU}", FAR[1]),
                 format!("route add 10.77.2.0/24 via 192.0.2.12 mtu {POD_MTU}"),
+                "route add 10.77.1.0/24 via 192.0.2.11".into(),
+                "route add fd77:0:0:1::/64 via 2001:db8:1::11".into(),
                 format!("route add fd77:0:0:2::/64 via 2001:db8:1::12 mtu {POD_MTU}"),
             ],
         )?;
