@@ -67,7 +67,7 @@ pub fn translate<F: LoadAddr>(
 #[inline(always)]
 fn read<F: LoadAddr>(frame: &impl Frame, work: &mut Work<F>) -> Option<()> {
     let l3 = work.packet.l4 + HEADER;
-    let (proto, l4, fragment) = F::walk(frame, l3)?;
+    let (proto, l4, fragment) = F::walk(frame, l3, &mut work.quoted.ident)?;
     let quoted = &mut work.quoted;
     if fragment == Fragment::Later || !addresses::<F>(frame, l3, quoted) {
         return None;

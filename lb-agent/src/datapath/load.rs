@@ -7,7 +7,8 @@ use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::names;
 
 use super::pins::Pins;
-use super::{DatapathError, Options};
+use super::sizes::setting;
+use super::{DatapathError, KeptSize, Options};
 use crate::sys::bpf::{self, MapInfo};
 
 /// What `build.rs` found; empty in an agent built with `LB_EBPF_STUB=1`.
@@ -47,13 +48,15 @@ impl ObjectSource {
 }
 
 /// Loads the object: pinned maps are used again if they are what the object wants, missing ones are made and pinned,
-/// and all programs pass the verifier.
+/// and all programs pass the verifier. Also returns the maps that have another capacity than was asked for: what is in
+/// them is worth more than their size, so they are used as they are.
 ///
 /// # Errors
 /// Nothing is attached; maps that were made stay pinned and are used by the next try.
-pub(super) fn load(options: &Options, pins: &Pins) -> Result<Ebpf, DatapathError> {
+pub(super) fn load(options: &Options, pins: &Pins) -> Result<(Ebpf, Vec<KeptSize>), DatapathError> {
     let bytes = options.object.bytes()?;
     let object = aya_obj::Object::parse(&bytes).map_err(|error| DatapathError::Parse(Box::new(error)))?;
+    let mut kept = Vec::new();
     for name in names::PINNED_MAPS {
         let map = object.maps.get(*name).ok_or_else(|| DatapathError::Missing { what: "map", name })?;
         let wanted = MapInfo {
@@ -64,13 +67,14 @@ pub(super) fn load(options: &Options, pins: &Pins) -> Result<Ebpf, DatapathError
             max_entries: options.sizes.of(name).unwrap_or(map.max_entries()),
             flags: map.map_flags(),
         };
-        compare(pins, name, wanted)?;
+        kept.extend(compare(pins, name, wanted)?);
     }
 
     let mut loader = EbpfLoader::new();
     for name in names::PINNED_MAPS {
         loader.map_pin_path(name, pins.map(name));
-        if let Some(entries) = options.sizes.of(name) {
+        let pinned = kept.iter().find(|k: &&KeptSize| k.map == *name).map(|k| k.pinned);
+        if let Some(entries) = pinned.or_else(|| options.sizes.of(name)) {
             loader.map_max_entries(name, entries);
         }
     }
@@ -85,20 +89,27 @@ pub(super) fn load(options: &Options, pins: &Pins) -> Result<Ebpf, DatapathError
         };
         loaded.map_err(|source| DatapathError::Verifier { program: name, source: Box::new(source) })?;
     }
-    Ok(ebpf)
+    Ok((ebpf, kept))
 }
 
-/// Refuses a pinned map that is not what the object wants: aya uses whatever has the name.
-fn compare(pins: &Pins, name: &'static str, wanted: MapInfo) -> Result<(), DatapathError> {
+/// Refuses a pinned map that is not what the object wants: aya uses whatever has the name. One that differs in nothing
+/// but a capacity that is the user's to choose is kept.
+fn compare(pins: &Pins, name: &'static str, wanted: MapInfo) -> Result<Option<KeptSize>, DatapathError> {
     let path = pins.map(name);
     let at = |source| DatapathError::Pin { path: path.clone(), source };
     let pinned = match bpf::obj_get(&path) {
         Ok(fd) => bpf::map_info(fd).map_err(at)?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(at(error)),
     };
+    let kept = (setting(name).is_some() && pinned.max_entries != wanted.max_entries).then_some(KeptSize {
+        map: name,
+        pinned: pinned.max_entries,
+        wanted: wanted.max_entries,
+    });
+    let wanted = kept.as_ref().map_or(wanted, |k| MapInfo { max_entries: k.pinned, ..wanted });
     match difference(pinned, wanted) {
-        None => Ok(()),
+        None => Ok(kept),
         Some(what) => Err(DatapathError::Mismatch { name, what }),
     }
 }

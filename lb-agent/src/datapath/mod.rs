@@ -12,6 +12,7 @@ mod cleanup;
 mod counters;
 mod error;
 mod load;
+pub mod memory;
 mod pins;
 mod probe;
 mod reserved;
@@ -26,12 +27,15 @@ use lb_common::abi::names;
 
 pub use error::{AttachError, AttachReport, CleanupReport, DatapathError};
 pub use load::ObjectSource;
-pub use sizes::Sizes;
+pub use memory::Memory;
+pub use sizes::{KeptSize, Sizes};
 
 use crate::apply::Applier;
 use crate::apply::bpf::BpfMaps;
 use crate::desired::Desired;
 use crate::links::{Attachment, NodeNet};
+use crate::model::settings::Limits;
+use crate::sys::bpf;
 use pins::{Owner, Pins};
 
 /// What [`Datapath::open`] needs to know.
@@ -76,6 +80,8 @@ pub struct Datapath {
     pins: Pins,
     owner: Owner,
     cgroup: Option<PathBuf>,
+    /// Maps of another size than was asked for.
+    kept: Vec<KeptSize>,
     tcx: bool,
     /// Interfaces with filters of this process's programs, by ifindex.
     filters: BTreeMap<u32, Attachment>,
@@ -94,7 +100,7 @@ impl Datapath {
         probe::bpffs(&options.bpffs)?;
         let pins = Pins::new(&options.bpffs);
         let mut owner = claim(options, &pins)?;
-        let ebpf = load::load(options, &pins)?;
+        let (ebpf, kept) = load::load(options, &pins)?;
         let tcx = !options.clsact && attach::program_fd(&ebpf, names::LB_TC_IN).is_ok_and(probe::tcx);
         if !tcx {
             tracing::info!("no TCX links on this kernel (6.6) or not wanted: using clsact filters");
@@ -105,7 +111,7 @@ impl Datapath {
         }
         reserve(options.nodeports, &mut owner, &pins);
         let cgroup = options.cgroup.clone();
-        Ok(Datapath { ebpf, pins, owner, cgroup, tcx, filters: BTreeMap::new() })
+        Ok(Datapath { ebpf, pins, owner, cgroup, kept, tcx, filters: BTreeMap::new() })
     }
 
     /// The tables, for [`crate::apply::Applier`].
@@ -114,6 +120,24 @@ impl Datapath {
     /// A map is missing or of another shape.
     pub fn maps(&self) -> io::Result<BpfMaps> {
         BpfMaps::open(self.pins.folder())
+    }
+
+    /// Pinned maps that have another capacity than [`Options::sizes`] asks for, and keep it.
+    #[must_use]
+    pub fn kept_sizes(&self) -> &[KeptSize] {
+        &self.kept
+    }
+
+    /// What a plan may use: the capacities of the maps as they are.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        sizes::limits(|map| bpf::map_info(bpf::obj_get(&self.pins.map(map)).ok()?).ok().map(|i| i.max_entries))
+    }
+
+    /// What the maps cost.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        Memory::of(&self.pins)
     }
 
     /// `CFG_*` bits that probing this kernel gave, for `LbConfig`.

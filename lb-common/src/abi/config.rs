@@ -93,11 +93,16 @@ pub const ROLE_SNAT: u8 = 1 << 2;
 pub const ROLE_NODEPORT: u8 = 1 << 3;
 
 /// The only value of `LB_PAIRS` (key 0): a byte for every hash of a client's and a backend's address
-/// ([`crate::hash::pair_slot`]), not 0 once a flow was made between them. The kernel writes and reads; nothing is
+/// ([`crate::hash::pair_slot`]): `PAIR_*` bits, not 0 once a flow was made between them. The kernel writes and reads; nothing is
 /// cleared but by clean-up: a clear byte is certain, a set one is only a hint.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub struct PairFilter {
-    /// 1 = a flow was made.
+    /// `PAIR_*` bits by slot.
     pub pairs: [u8; ROLE_SIZE],
 }
+
+/// A flow was made between the two.
+pub const PAIR_SEEN: u8 = 1 << 0;
+/// A connection straight from the one to the other was moved to another source port.
+pub const PAIR_MOVED: u8 = 1 << 1;

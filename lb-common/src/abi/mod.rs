@@ -12,6 +12,7 @@ pub mod backend;
 pub mod capacity;
 pub mod config;
 pub mod ct;
+pub mod fragment;
 pub mod iface;
 pub mod names;
 #[cfg(feature = "user")]
@@ -23,6 +24,7 @@ pub use affinity::*;
 pub use backend::*;
 pub use config::*;
 pub use ct::*;
+pub use fragment::*;
 pub use iface::*;
 pub use sock::*;
 pub use svc::*;

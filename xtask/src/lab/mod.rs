@@ -13,6 +13,7 @@
 //! Names begin with `<prefix>-<pid>-`; [`janitor`] removes all of it. Use it from the main thread: its processes end
 //! with the thread that started them.
 
+mod bridge;
 pub(crate) mod janitor;
 pub(crate) mod manifests;
 pub(crate) mod netns;
@@ -20,6 +21,7 @@ pub(crate) mod node;
 pub(crate) mod probe;
 mod rules;
 pub(crate) mod servers;
+pub(crate) mod traffic;
 pub(crate) mod tun;
 pub(crate) mod worker;
 
@@ -35,7 +37,7 @@ use self::manifests::{Endpoint, POD_PORT, Service};
 use self::netns::{ip, run_in, sysctl};
 use self::node::Node;
 use self::rules::{HOSTILE_RULES, MASQUERADE_RULES};
-use self::worker::Worker;
+use self::worker::{Answer, Ask, Worker};
 
 /// Prefixes of all names ever given, for the removal of what killed runs left.
 pub(crate) const PREFIXES: [&str; 3] = ["lbdemo", "lbtest", "lbbench"];
@@ -58,6 +60,17 @@ pub(crate) enum Kind {
     Hostile,
     /// As `Hostile`, pods of the other node over VXLAN with MTU 1450.
     Overlay,
+}
+
+/// Who opens the socket.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Side {
+    /// Outside of the cluster.
+    Client,
+    /// A process of the node with this index.
+    Node(usize),
+    /// A pod by name.
+    Pod(&'static str),
 }
 
 /// A pod with its server and its client side.
@@ -196,6 +209,16 @@ impl Lab {
         Ok(())
     }
 
+    /// A further host on the fabric, outside of the cluster; returns its namespace.
+    ///
+    /// # Errors
+    /// When a command fails.
+    pub(crate) fn add_host(&self, name: &str, addresses: &[String; 2]) -> Result<String> {
+        let own = namespace(&self.tag, name)?;
+        uplink(&format!("{}-fabric", self.tag), &own, addresses)?;
+        Ok(own)
+    }
+
     /// Routes to the pods of the other node, plain or over VXLAN as flannel does it.
     fn connect_nodes(&self, number: usize) -> Result<()> {
         let other = 3 - number;
@@ -268,6 +291,19 @@ impl Lab {
                 format!("neigh replace {} lladdr {NODE_MAC} dev eth0 nud permanent", GATEWAY[1]),
             ],
         )?;
+        self.start_pod(name, index, own, device, addresses)
+    }
+
+    /// Starts the servers of a pod whose namespace is ready.
+    fn start_pod(
+        &mut self,
+        name: String,
+        index: usize,
+        own: String,
+        device: String,
+        addresses: [String; 2],
+    ) -> Result<()> {
+        let node = &self.nodes[index];
         let workloads = node.workloads();
         let mut command = netns::command(&own, Some(&workloads), Path::new(netns::OWN_PROGRAM))?;
         command.args(["serve", "--pod", &name, "--node", &node.name, "--port", &POD_PORT.to_string()]);
@@ -288,6 +324,18 @@ impl Lab {
     /// When there is none.
     pub(crate) fn pod(&mut self, name: &str) -> Result<&mut Pod> {
         self.pods.get_mut(name).with_context(|| format!("no pod {name}"))
+    }
+
+    /// Asks the worker of a side and waits for its answer.
+    ///
+    /// # Errors
+    /// When there is no such side, or its worker is gone.
+    pub(crate) fn ask(&mut self, side: Side, ask: &Ask) -> Result<Answer> {
+        match side {
+            Side::Client => self.client.ask(ask),
+            Side::Node(index) => self.nodes.get_mut(index).context("no such node")?.worker.ask(ask),
+            Side::Pod(name) => self.pod(name)?.worker.ask(ask),
+        }
     }
 
     /// Writes one manifest, replacing an older one of that name at once.

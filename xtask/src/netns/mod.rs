@@ -5,8 +5,11 @@
 //! counters of martians, INVALID packets and wrong checksums, all of which must be 0.
 
 mod access;
+pub(crate) mod api;
+mod bridge;
 mod counters;
 mod errors;
+mod fragments;
 mod host;
 mod hostile;
 mod lifecycle;
@@ -14,6 +17,8 @@ mod neighbours;
 mod nested;
 mod pins;
 mod rejects;
+mod traffic;
+mod tuples;
 mod uplinks;
 
 use std::net::SocketAddr;
@@ -24,7 +29,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::lab::manifests::Service;
 use crate::lab::worker::{Answer, Ask};
-use crate::lab::{Kind, Lab, janitor};
+use crate::lab::{Kind, Lab, Side, janitor};
 use crate::run::step;
 
 /// A running cluster with the Services of [`services`], and the agent's binary.
@@ -36,17 +41,6 @@ struct Context {
 }
 
 type Case = (&'static str, fn(&mut Context) -> Result<()>);
-
-/// Who opens the socket.
-#[derive(Clone, Copy, Debug)]
-enum Side {
-    /// Outside of the cluster.
-    Client,
-    /// A process of the node with this index.
-    Node(usize),
-    /// A pod by name.
-    Pod(&'static str),
-}
 
 /// ClusterIP of Service number `n` in [`services`], IPv4 and IPv6.
 fn vips(number: u32) -> [SocketAddr; 2] {
@@ -66,6 +60,7 @@ const EMPTY: u32 = 14;
 const OUTSIDE: u32 = 15;
 const MOVING: u32 = 16;
 const LATE: u32 = 17;
+const BRIDGED: u32 = 18;
 
 /// NodePort (TCP; UDP is the next number) of a Service.
 const fn node_port(number: u32) -> u16 {
@@ -119,6 +114,11 @@ pub(crate) fn run(agent: &Path, only: Option<&str>) -> Result<(usize, usize)> {
 fn cases(kind: Kind) -> Vec<Case> {
     let mut list = access::CASES.to_vec();
     list.extend(host::CASES);
+    list.extend(tuples::CASES);
+    list.extend(fragments::CASES);
+    if kind != Kind::Overlay {
+        list.extend(bridge::CASES);
+    }
     list.extend(errors::CASES);
     list.extend(rejects::CASES);
     list.extend(hostile::CASES);
@@ -127,6 +127,7 @@ fn cases(kind: Kind) -> Vec<Case> {
     if kind == Kind::Friendly {
         list.extend(neighbours::CASES);
         list.extend(lifecycle::CASES);
+        list.extend(traffic::CASES);
     }
     list.extend(counters::CASES);
     if kind == Kind::Friendly {
@@ -173,11 +174,7 @@ fn cluster(kind: Kind, agent: &Path, cases: &[Case]) -> Result<(usize, usize)> {
 
 impl Context {
     fn ask(&mut self, side: Side, ask: &Ask) -> Result<Answer> {
-        match side {
-            Side::Client => self.lab.client.ask(ask),
-            Side::Node(index) => self.lab.nodes.get_mut(index).context("no such node")?.worker.ask(ask),
-            Side::Pod(name) => self.lab.pod(name)?.worker.ask(ask),
-        }
+        self.lab.ask(side, ask)
     }
 
     fn http(&mut self, side: Side, to: SocketAddr) -> Result<Answer> {
