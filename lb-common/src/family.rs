@@ -26,6 +26,8 @@ pub trait Family: Copy + Eq + Ord + Hash + Debug + Default + 'static {
     const ADDRS: usize;
     /// Protocol number of this family's ICMP.
     const ICMP: u8;
+    /// Type of this family's "time exceeded".
+    const TIME_EXCEEDED: u8;
     /// IPv6.
     const V6: bool;
     /// All zero.
@@ -153,6 +155,7 @@ impl Family for V4 {
     const ETHERTYPE: u16 = 0x0800;
     const ADDRS: usize = 12;
     const ICMP: u8 = 1;
+    const TIME_EXCEEDED: u8 = 11;
     const V6: bool = false;
     const ZERO: Ip4 = Ip4 { addr: [0; 4] };
 
@@ -216,6 +219,7 @@ impl Family for V6 {
     const ETHERTYPE: u16 = 0x86dd;
     const ADDRS: usize = 8;
     const ICMP: u8 = 58;
+    const TIME_EXCEEDED: u8 = 3;
     const V6: bool = true;
     const ZERO: Ip6 = Ip6 { addr: [0; 16] };
 

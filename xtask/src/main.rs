@@ -92,7 +92,7 @@ enum Command {
     },
     /// Runs the tests with real sockets alone
     Netns {
-        /// Part of the cases' names
+        /// Part of the cases' names, or several with commas
         case: Option<String>,
         /// An agent that is built already
         #[arg(long)]
