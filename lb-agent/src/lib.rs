@@ -20,6 +20,7 @@ pub mod model;
 pub mod net;
 pub mod plan;
 pub mod run;
+pub mod sockets;
 pub mod status;
 pub mod store;
 pub mod sys;
