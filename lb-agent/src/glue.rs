@@ -23,6 +23,8 @@ use crate::links::{Attachment, NodeNet};
 use crate::model::settings::{Limits, SocketLb};
 use crate::net;
 use crate::node;
+use crate::sockets::cutover::{Cutover, moves};
+use crate::sockets::source::Sources;
 use crate::sys::bpf::RawMap;
 
 /// Flow entries that one sweep looks at: a pass over a full table of a million takes about a minute.
@@ -34,6 +36,8 @@ pub struct NodeKernel {
     datapath: Datapath,
     applier: Applier<BpfMaps>,
     sweeper: Sweeper,
+    sources: Sources,
+    cutover: Cutover,
     sockets: SocketLb,
     sockets_done: bool,
     /// Live entries of the flow tables, by the last whole sweep.
@@ -58,10 +62,14 @@ pub fn open(config: &RunConfig) -> Result<NodeKernel, KernelError> {
     }
     let applier = Applier::new(datapath.maps().map_err(said)?).map_err(said)?;
     let sweeper = Sweeper::open(datapath.pin_folder(), Timeouts::default()).map_err(said)?;
+    let sources = Sources::open(datapath.pin_folder()).map_err(said)?;
+    let cutover = Cutover::open(datapath.pin_folder()).map_err(said)?;
     Ok(NodeKernel {
         datapath,
         applier,
         sweeper,
+        sources,
+        cutover,
         sockets: config.settings.socket_lb,
         sockets_done: false,
         flows: BTreeMap::new(),
@@ -119,7 +127,7 @@ fn usage(folder: &Path, tables: &Desired, flows: &BTreeMap<&'static str, u64>) -
         (names::LB_RANGE6, tables.ranges6.len()),
         (names::LB_IF, tables.interfaces.len()),
     ];
-    let filled = [names::LB_CT4, names::LB_CT6, names::LB_EM4, names::LB_EM6];
+    let filled = [names::LB_CT4, names::LB_CT6, names::LB_EM4, names::LB_EM6, names::LB_SK_UDP];
     let written = written.into_iter().map(|(table, used)| (table, u64::try_from(used).ok()));
     let all = written.chain(filled.into_iter().map(|table| (table, flows.get(table).copied())));
     all.filter_map(|(table, used)| {
@@ -241,8 +249,16 @@ impl Kernel for NodeKernel {
     }
 
     fn apply(&mut self, desired: &Desired) -> ApplyReport {
+        // a frontend comes after the address that clients of this host count as
+        let sources = self.sources.follow(desired);
+        self.cutover.expect(moves(self.applier.actual(), desired));
         let report = self.applier.apply(desired);
-        ApplyReport { changed: report.changed.values().sum(), failures: lines(&report.errors) }
+        let mut failures = lines(&report.errors);
+        if failures.is_empty() {
+            self.cutover.carry_out(self.applier.actual());
+        }
+        failures.extend(sources.err().map(|error| format!("sources of this host's sockets: {error}")));
+        ApplyReport { changed: report.changed.values().sum(), failures }
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
@@ -263,6 +279,10 @@ impl Kernel for NodeKernel {
         match self.sweeper.step(SWEEP) {
             Ok(report) => self.flows.extend(report.finished.map(|o| (o.table, o.live))),
             Err(error) => warn!(%error, "Flow tables cannot be swept"),
+        }
+        self.cutover.tick(self.applier.actual());
+        if let Err(error) = self.sources.refresh() {
+            warn!(%error, "Sources of this host's sockets are not up to date");
         }
     }
 }

@@ -23,6 +23,7 @@ pub mod net;
 pub mod node;
 pub mod plan;
 pub mod run;
+pub mod sockets;
 pub mod status;
 pub mod store;
 pub mod sys;

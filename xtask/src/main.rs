@@ -98,6 +98,14 @@ enum Command {
         #[arg(long)]
         agent: Option<PathBuf>,
     },
+    /// Runs the conformance kit alone, fed by manifests, in all its variants or one
+    Conformance {
+        /// default, hostile, exact-masquerade, socket-lb-all
+        variant: Option<String>,
+        /// Ids of cases, with commas
+        #[arg(long)]
+        only: Option<String>,
+    },
     /// Runs the tests with a real kube-apiserver alone
     Api {
         /// Part of the cases' names
@@ -159,6 +167,13 @@ fn dispatch(command: Command) -> Result<bool> {
             let (passed, failed) = netns::run(&build::agent_or(agent)?, case.as_deref())?;
             println!("{passed} passed, {failed} failed, 0 skipped");
             return Ok(failed == 0);
+        }
+        Command::Conformance { variant, only } => {
+            build::agent()?;
+            let feed = test::conformance::Feed::Manifests;
+            let tally = test::conformance::run(feed, variant.as_deref(), only.as_deref())?;
+            println!("{tally}");
+            return Ok(tally.failed == 0);
         }
         Command::Cluster { command } => return cluster::act(command),
         Command::Api { case, agent } => {

@@ -70,7 +70,12 @@ impl<'a> NodeFacts<'a> {
             return covered;
         }
         match self.settings.mode {
-            Mode::Nftables => entries.contains(&NodePortEntry::Localhost),
+            // B42: named, or a CIDR of loopback addresses only; `all` and zero CIDRs do not count.
+            Mode::Nftables => entries.iter().any(|entry| match entry {
+                NodePortEntry::Localhost => true,
+                NodePortEntry::Cidr(net) => net.network().is_loopback() && net.contains(&address),
+                NodePortEntry::Primary | NodePortEntry::All => false,
+            }),
             Mode::Iptables => self.settings.localhost_node_ports && covered,
         }
     }

@@ -89,7 +89,12 @@ fn b39_zero_cidrs_are_all_addresses_but_loopback_in_nftables_mode() {
 fn b42_localhost_must_be_named_in_nftables_mode() {
     let found = answering(&settings(Mode::Nftables, &["primary", "localhost"]));
     assert_eq!(found, ["127.0.0.1", "192.0.2.11", "::1", "2001:db8:aa::11"]);
-    assert_eq!(answering(&settings(Mode::Nftables, &["primary", "127.0.0.0/8"])), PRIMARY);
+    let found = answering(&settings(Mode::Nftables, &["primary", "127.0.0.0/8"]));
+    assert_eq!(found, ["127.0.0.1", "192.0.2.11", "2001:db8:aa::11"]);
+    let found = answering(&settings(Mode::Nftables, &["primary", "::1/128"]));
+    assert_eq!(found, ["192.0.2.11", "::1", "2001:db8:aa::11"]);
+    // another loopback address
+    assert_eq!(answering(&settings(Mode::Nftables, &["primary", "127.0.0.2/32"])), PRIMARY);
 }
 
 #[test]
