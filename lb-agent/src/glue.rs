@@ -60,9 +60,7 @@ pub fn open(config: &RunConfig) -> Result<NodeKernel, KernelError> {
 /// # Errors
 /// There are no pins, or they cannot be read.
 pub fn read(kernel: &KernelArgs) -> Result<Desired, KernelError> {
-    let folder = kernel.bpffs.join(lb_common::abi::names::PIN_FOLDER);
-    let maps = BpfMaps::open(&folder).map_err(said)?;
-    Ok(Applier::new(maps).map_err(said)?.actual().clone())
+    Datapath::read(&kernel.bpffs).map_err(said)
 }
 
 /// What the pins tell without an agent: the tables, how full they are, and the counters.
@@ -71,7 +69,7 @@ pub fn read(kernel: &KernelArgs) -> Result<Desired, KernelError> {
 /// As [`read`].
 pub fn look(kernel: &KernelArgs) -> Result<Look, KernelError> {
     let desired = read(kernel)?;
-    let folder = kernel.bpffs.join(names::PIN_FOLDER);
+    let folder = Datapath::live_folder(&kernel.bpffs);
     let usage = usage(&folder, &desired, &BTreeMap::new());
     let counters = named(Datapath::read_counters(&kernel.bpffs).map_err(said)?);
     Ok(Look { desired, usage, counters })
@@ -193,6 +191,11 @@ impl Kernel for NodeKernel {
         interfaces.extend(attachments.keys().filter(|index| !failed.contains(index)).map(name));
         interfaces.sort();
         failures.extend(self.sockets());
+        if self.sockets_done
+            && let Err(error) = self.datapath.finish_migration()
+        {
+            failures.push(format!("removing the tables of an earlier agent: {error}"));
+        }
         AttachReport { attached: interfaces.len(), interfaces, failures }
     }
 
@@ -213,6 +216,14 @@ impl Kernel for NodeKernel {
 
     fn usage(&self) -> Vec<Usage> {
         usage(self.datapath.pin_folder(), self.applier.actual(), &self.flows)
+    }
+
+    fn intact(&mut self) -> bool {
+        let intact = self.datapath.intact();
+        if !intact {
+            self.sockets_done = false;
+        }
+        intact
     }
 
     fn sweep(&mut self) {

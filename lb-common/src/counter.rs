@@ -77,6 +77,8 @@ counters! {
     PassEntry = 22, "pass_entries";
     /// Dropped: an SCTP packet needs a port rewrite, which is not supported yet.
     DropSctpPort = 23, "drop_sctp_port";
+    /// Dropped: a TCP packet without an entry while flow tables were moved to another layout; it is sent again.
+    DropMigrating = 24, "drop_migrating";
 }
 
 /// Entries of `LB_COUNTERS`: the numbers in use, with room.

@@ -1,6 +1,6 @@
 //! The story of a packet at the two TC hooks: netfilter's own NAT positions, and no others (invariant I1).
 
-use crate::abi::{CT_MASQ, CT_PASS, CtKey, LbConfig, POS_IN, POS_OUT};
+use crate::abi::{CFG_MIGRATING, CT_MASQ, CT_PASS, CtKey, LbConfig, POS_IN, POS_OUT};
 use crate::abi::{ROLE_BACKEND, ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT};
 use crate::counter::Counter;
 use crate::decide::{Outcome, Source, Target, decide, is_nodeport, target};
@@ -82,6 +82,9 @@ pub fn tc_in<F: LoadAddr>(
                 Follow::Anew => {}
             }
         }
+    }
+    if is_moving(config, &work.packet) {
+        return drop(env, Counter::DropMigrating);
     }
     // a TCP packet in mid-stream without state may be of a connection that netfilter carries
     if !work.packet.begins_flow() || (!work.packet.has_ports() && !is_echo_request(&work.packet)) {
@@ -166,6 +169,10 @@ pub fn tc_out<F: LoadAddr>(
         }
     }
     let to_backend = ours && to & ROLE_BACKEND != 0;
+    // a reply whose entry is still on its way; a request is looked at below
+    if ours && !to_backend && is_moving(config, &work.packet) {
+        return drop(env, Counter::DropMigrating);
+    }
     if work.packet.has_ports() && (to_backend || shares_pool && in_pool(config, work.packet.sport)) {
         return Step::ToBackend;
     }
@@ -198,6 +205,9 @@ pub fn to_backend<F: LoadAddr>(
         work.flow.of(&work.key2, &work.value2);
         return snat(frame, env, config, work, table);
     }
+    if is_moving(config, &work.packet) {
+        return drop(env, Counter::DropMigrating);
+    }
     if env.roles(work.packet.src) & ROLE_SNAT == 0 || !in_pool(config, work.packet.sport) {
         return Step::Pass;
     }
@@ -222,6 +232,9 @@ pub fn last_word<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &m
     let packet = work.packet;
     let local = work.hook.ingress_ifindex == 0;
     let stray = packet.proto == TCP && !packet.begins_flow();
+    if is_moving(config, &packet) {
+        return drop(env, Counter::DropMigrating);
+    }
     if !stray && (!local || (!packet.has_ports() && !is_echo_request(&packet))) {
         return Step::Pass;
     }
@@ -240,6 +253,12 @@ pub fn last_word<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &m
         Outcome::Reject => answer_for(work, decision.reason),
         Outcome::Deliver => Step::Pass,
     }
+}
+
+/// The packet may belong to a flow whose entries are on their way into another table.
+#[inline(always)]
+fn is_moving<F: LoadAddr>(config: &LbConfig, packet: &Packet<F>) -> bool {
+    config.flags & CFG_MIGRATING != 0 && !packet.begins_flow()
 }
 
 /// Makes the SNAT pair of the flow in hand and rewrites its first packet.

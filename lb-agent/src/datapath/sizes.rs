@@ -6,7 +6,7 @@ use lb_common::abi::names;
 
 /// Capacities that differ from what the object was built with; empty = none does.
 ///
-/// A pinned map keeps its capacity: another one is an error at start until the old maps are removed (`cleanup`).
+/// When a pinned map has another capacity, its entries are taken over into a new one (see [`super::migrate`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sizes {
     entries: BTreeMap<&'static str, u32>,

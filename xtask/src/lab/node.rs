@@ -125,6 +125,15 @@ impl Node {
     /// # Errors
     /// When the agent ends or is not healthy in time; the message holds the end of its log.
     pub(crate) fn start_agent(&mut self, program: &Path) -> Result<()> {
+        self.spawn_agent(program)?;
+        self.wait_healthy()
+    }
+
+    /// Starts the agent and waits for nothing.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub(crate) fn spawn_agent(&mut self, program: &Path) -> Result<()> {
         let log = File::options().create(true).append(true).open(&self.log)?;
         let text = |path: &Path| path.display().to_string();
         let places = self.places();
@@ -135,7 +144,7 @@ impl Node {
         let child = self.launch(program, &arguments)?.stdout(log.try_clone()?).stderr(log).spawn()?;
         janitor::process(child.id());
         self.agent = Some(child);
-        self.wait_healthy()
+        Ok(())
     }
 
     fn wait_healthy(&mut self) -> Result<()> {

@@ -11,6 +11,7 @@ mod lifecycle;
 mod neighbours;
 mod pins;
 mod traffic;
+mod upgrade;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -106,6 +107,7 @@ fn cases(kind: Kind) -> Vec<Case> {
         list.extend(neighbours::CASES);
         list.extend(lifecycle::CASES);
         list.extend(traffic::CASES);
+        list.extend(upgrade::CASES);
     }
     list.extend(counters::CASES);
     if kind == Kind::Friendly {
