@@ -50,7 +50,10 @@ fn clean_up_leaves_the_kernel_as_it_was() {
                 objects.insert((Kind::Map, info.id));
             }
         }
-        assert!(objects.len() > lb_common::abi::names::PINNED_MAPS.len(), "all maps, LB_OWNER and LB_MANIFEST");
+        assert!(
+            objects.len() > lb_common::abi::names::PINNED_MAPS.len(),
+            "all maps, LB_OWNER and LB_MANIFEST"
+        );
         for name in lab.link_names() {
             let (link, program) = link_ids(&lab.links().join(name));
             objects.extend([(Kind::Link, link), (Kind::Program, program)]);

@@ -93,7 +93,8 @@ fn desired() -> Desired {
     desired.services4.insert(SvcKey4 { addr: [10, 96, 0, 1], port: [0, 80], proto: 6, _pad: 0 }, value);
     desired.slots.insert(3, 4321);
     desired.generations4.insert(4321, 77);
-    let backend = Backend4 { addr: [10, 0, 0, 1], port: [0, 80], proto: 6, service: 5, ..Backend4::default() };
+    let backend =
+        Backend4 { addr: [10, 0, 0, 1], port: [0, 80], proto: 6, service: 5, ..Backend4::default() };
     desired.backends4.insert(4321, backend);
     desired
 }

@@ -35,8 +35,7 @@ const NEXT: &str = "abi-next";
 /// As [`agent`].
 pub(crate) fn agent_next() -> Result<PathBuf> {
     let object = object(&paths::object_next(), Some(NEXT), false)?;
-    let (agent, next, aside) =
-        (paths::agent(), paths::agent_next(), paths::agent().with_extension("aside"));
+    let (agent, next, aside) = (paths::agent(), paths::agent_next(), paths::agent().with_extension("aside"));
     // cargo has one place for both
     let had = agent.exists();
     if had {

@@ -19,6 +19,9 @@ const INHERITED: [&str; 8] = [
     "CARGO_TARGET_DIR",
 ];
 
+/// Beginnings of the names by which cargo describes a package to the program it runs.
+const DESCRIPTION: [&str; 3] = ["CARGO_PKG_", "CARGO_BIN_", "CARGO_MANIFEST_"];
+
 /// The cargo that runs us, or the one on PATH.
 pub(crate) fn cargo_program() -> std::ffi::OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
@@ -30,9 +33,10 @@ pub(crate) fn clean(program: impl AsRef<OsStr>) -> Command {
     for name in INHERITED {
         command.env_remove(name);
     }
-    // cargo's own description of the xtask package (CARGO_PKG_NAME, ...) is not for its children either
+    // cargo's own description of the xtask package (CARGO_PKG_NAME, CARGO_MANIFEST_DIR, ...) is not for its children
+    // either: build scripts that look at such a variable would run again, and all that depends on them be built again
     for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|n| n.starts_with("CARGO_PKG_") || n.starts_with("CARGO_BIN_")) {
+        if name.to_str().is_some_and(|n| DESCRIPTION.iter().any(|start| n.starts_with(start))) {
             command.env_remove(name);
         }
     }

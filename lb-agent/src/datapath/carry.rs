@@ -67,7 +67,8 @@ pub(super) fn copy(old: &RawMap, new: &RawMap, how: Carry, existing: Existing) -
         Carry::Same => None,
         Carry::Convert(convert) => Some(convert),
     };
-    let mut sink = Sink { new, existing, keys: Vec::new(), values: Vec::new(), count: 0, copied: Copied::default() };
+    let mut sink =
+        Sink { new, existing, keys: Vec::new(), values: Vec::new(), count: 0, copied: Copied::default() };
     old.for_each(|key, value| {
         if array && value.iter().all(|byte| *byte == 0) {
             return;

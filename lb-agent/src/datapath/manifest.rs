@@ -122,7 +122,8 @@ mod tests {
 
     #[test]
     fn words_of_a_later_version_are_passed_over() {
-        let parsed = Manifest::parse("colour blue\nnode n1\nlayout LB_CT4 7 packed\nlayout LB_CT6 7\nlayout X y\n");
+        let parsed =
+            Manifest::parse("colour blue\nnode n1\nlayout LB_CT4 7 packed\nlayout LB_CT6 7\nlayout X y\n");
         assert_eq!((parsed.node.as_str(), parsed.layout("LB_CT4"), parsed.layout("LB_CT6")), ("n1", 0, 7));
     }
 }

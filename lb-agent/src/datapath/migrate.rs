@@ -75,7 +75,8 @@ impl Source {
     /// What becomes of the entries of a map. Entries that name generations go with the generations, or not at all.
     fn carry(&self, name: &str) -> Carry {
         let without = |(generations, tables): &(&str, &[&str])| {
-            tables.contains(&name) && matches!(carry(generations, self.manifest.layout(generations)), Carry::Forget)
+            tables.contains(&name)
+                && matches!(carry(generations, self.manifest.layout(generations)), Carry::Forget)
         };
         if BY_GENERATION.iter().any(without) {
             return Carry::Forget;
@@ -128,7 +129,13 @@ impl Migration {
     /// As the kernel says.
     pub(super) fn resume(sources: Vec<Set>) -> io::Result<Self> {
         let sources = sources.into_iter().map(Source::open).collect::<io::Result<Vec<_>>>()?;
-        Ok(Migration { sources, shared: BTreeSet::new(), begun: true, settled: false, started: Instant::now() })
+        Ok(Migration {
+            sources,
+            shared: BTreeSet::new(),
+            begun: true,
+            settled: false,
+            started: Instant::now(),
+        })
     }
 
     /// Step 1, when the maps of the new set are there: copies what the agent writes.
@@ -142,7 +149,11 @@ impl Migration {
             let Some(old) = live.map(name)? else { continue };
             let how = live.carry(name);
             if matches!(how, Carry::Forget) {
-                warn!(table = name, layout = live.manifest.layout(name), "A table of a layout that this agent does not know: filled anew");
+                warn!(
+                    table = name,
+                    layout = live.manifest.layout(name),
+                    "A table of a layout that this agent does not know: filled anew"
+                );
             }
             total.add(copy(&old, &RawMap::open(&pins.map(name))?, how, Existing::Replace)?);
         }
@@ -171,7 +182,9 @@ impl Migration {
             if let Some(live) = self.sources.first() {
                 match std::fs::rename(live.set.folder.join(sets::LINKS), pins.links()) {
                     // Removed by hand: nothing is attached.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => std::fs::create_dir(pins.links())?,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        std::fs::create_dir(pins.links())?
+                    }
                     result => result?,
                 }
             }
@@ -198,7 +211,12 @@ impl Migration {
         mark(&RawMap::open(&pins.map(names::LB_CONFIG))?, false)?;
         let copied = copied?;
         self.settled = complete;
-        info!(late = copied.written, complete, ms = self.started.elapsed().as_millis(), "Programs use the new tables");
+        info!(
+            late = copied.written,
+            complete,
+            ms = self.started.elapsed().as_millis(),
+            "Programs use the new tables"
+        );
         Ok(())
     }
 

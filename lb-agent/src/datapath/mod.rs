@@ -242,7 +242,8 @@ impl Datapath {
         for name in &missing {
             let path = self.pins.map(name);
             if let Some(map) = self.ebpf.map(name) {
-                map.pin(&path).map_err(|error| DatapathError::Pin { path, source: io::Error::other(error) })?;
+                map.pin(&path)
+                    .map_err(|error| DatapathError::Pin { path, source: io::Error::other(error) })?;
             }
         }
         let at = |source| DatapathError::Sets { folder: self.bpffs.clone(), source };

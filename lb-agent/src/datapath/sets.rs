@@ -33,7 +33,8 @@ enum Stage {
 
 /// Version and stage of a set by the name of its folder; `None` = it is none of ours.
 fn parse(name: &str) -> Option<(u32, Stage)> {
-    let (version, stage) = name.strip_prefix('v')?.split_once('.').map_or((name.get(1..)?, ""), |parts| parts);
+    let (version, stage) =
+        name.strip_prefix('v')?.split_once('.').map_or((name.get(1..)?, ""), |parts| parts);
     let version = version.parse().ok()?;
     let stage = match stage.trim_end_matches(|c: char| c.is_ascii_digit()) {
         "" if stage.is_empty() => Stage::Final,
@@ -233,7 +234,11 @@ mod tests {
         let first = stage(folder.path()).expect("a folder");
         assert!(first.ends_with(format!("{own_name}.next2")), "{first:?}");
         if own(folder.path()).exists() {
-            assert_eq!(finish(folder.path(), &first).expect("the old name"), first, "the final name is taken");
+            assert_eq!(
+                finish(folder.path(), &first).expect("the old name"),
+                first,
+                "the final name is taken"
+            );
             remove(&own(folder.path())).expect("removed");
         }
         assert_eq!(finish(folder.path(), &first).expect("the final name"), own(folder.path()));

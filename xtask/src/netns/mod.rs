@@ -7,6 +7,7 @@
 mod access;
 mod counters;
 mod host;
+mod interfaces;
 mod lifecycle;
 mod neighbours;
 mod pins;
@@ -106,6 +107,7 @@ fn cases(kind: Kind) -> Vec<Case> {
     if kind == Kind::Friendly {
         list.extend(neighbours::CASES);
         list.extend(lifecycle::CASES);
+        list.extend(interfaces::CASES);
         list.extend(traffic::CASES);
         list.extend(upgrade::CASES);
     }

@@ -41,7 +41,10 @@ fn converted(node: &Node, table: &str) -> Result<usize> {
     let text = output(Command::new("bpftool").args(["-j", "map", "dump", "pinned"]).arg(pin))?;
     let entries: Vec<Value> = serde_json::from_str(&text)?;
     let epoch = |entry: &Value| entry["formatted"]["value"]["epoch"].as_u64();
-    ensure!(entries.iter().all(|entry| epoch(entry).is_some()), "entries of {table} have no epoch: {text:.300}");
+    ensure!(
+        entries.iter().all(|entry| epoch(entry).is_some()),
+        "entries of {table} have no epoch: {text:.300}"
+    );
     Ok(entries.iter().filter(|entry| epoch(entry) == Some(1)).count())
 }
 
