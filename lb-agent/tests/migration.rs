@@ -138,7 +138,7 @@ fn another_capacity_is_taken_over() {
         drop(first);
 
         let mut second = Datapath::open(&sized(lab, 16_384)).expect("open with other sizes");
-        assert_eq!(sets(lab), [own(), format!("{}.next", own())]);
+        assert_eq!(sets(lab), [own(), format!("{}-next", own())]);
         assert_eq!(entry(&set(lab, &own()), "LB_CT4", 1), Some(1), "the old set serves on");
         // A flow that the old programs make meanwhile.
         fill(&set(lab, &own()), "LB_CT4", 5000, 1, 1);
@@ -165,7 +165,7 @@ fn killed_before_the_links_moved_it_begins_anew() {
     lab::run(|lab| {
         drop(before(lab));
         drop(Datapath::open(&sized(lab, 16_384)).expect("open with other sizes"));
-        let staged = format!("{}.next", own());
+        let staged = format!("{}-next", own());
         assert_eq!(sets(lab), [own(), staged.clone()]);
         let given_up = id(&set(lab, &staged), "LB_CT4");
         let mut next = Datapath::open(&sized(lab, 8192)).expect("open again, with yet other sizes");
@@ -180,7 +180,7 @@ fn killed_after_the_links_moved_it_goes_on() {
     lab::run(|lab| {
         drop(before(lab));
         let killed = Datapath::open(&sized(lab, 16_384)).expect("open with other sizes");
-        let staged = set(lab, &format!("{}.next", own()));
+        let staged = set(lab, &format!("{}-next", own()));
         // What `begin` does, up to its middle: some flows copied, the links moved, packets without entry held back.
         fill(&staged, "LB_CT4", 1, 100, 1);
         std::fs::rename(set(lab, &own()).join("links"), staged.join("links")).expect("moving the links");
@@ -201,7 +201,7 @@ fn another_size_in_the_middle_of_a_migration() {
     lab::run(|lab| {
         drop(before(lab));
         drop(Datapath::open(&sized(lab, 16_384)).expect("open with other sizes"));
-        let staged = set(lab, &format!("{}.next", own()));
+        let staged = set(lab, &format!("{}-next", own()));
         std::fs::rename(set(lab, &own()).join("links"), staged.join("links")).expect("moving the links");
         let mut next = Datapath::open(&sized(lab, 8192)).expect("open with a third size");
         cycle(lab, &mut next);
@@ -213,12 +213,12 @@ fn another_size_in_the_middle_of_a_migration() {
 fn killed_while_the_old_set_was_removed() {
     lab::run(|lab| {
         drop(before(lab));
-        let gone = set(lab, &format!("{}.gone", own()));
+        let gone = set(lab, &format!("{}-gone", own()));
         std::fs::create_dir(&gone).expect("a folder");
         bpf::obj_pin(bpf::obj_get(&set(lab, &own()).join("LB_CT6")).expect("a map"), &gone.join("LB_CT6"))
             .expect("a pin");
         // The new set had not got its name yet.
-        std::fs::rename(set(lab, &own()), set(lab, &format!("{}.next", own()))).expect("another name");
+        std::fs::rename(set(lab, &own()), set(lab, &format!("{}-next", own()))).expect("another name");
         let mut next = Datapath::open(&lab.options()).expect("open");
         cycle(lab, &mut next);
         check(lab, &next, lb_common::abi::capacity::FLOWS as u32);

@@ -29,11 +29,15 @@ pub(crate) fn agent() -> Result<PathBuf> {
 /// The feature by which tables have another layout, for tests of upgrades.
 const NEXT: &str = "abi-next";
 
-/// Builds an agent whose tables have another layout, with its kernel programs. Returns its path.
+/// Builds an agent whose tables have another layout, with its kernel programs; or takes the one that `$LB_AGENT_NEXT`
+/// names. Returns its path.
 ///
 /// # Errors
 /// As [`agent`].
 pub(crate) fn agent_next() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("LB_AGENT_NEXT").map(PathBuf::from) {
+        return path.canonicalize().with_context(|| path.display().to_string());
+    }
     let object = object(&paths::object_next(), Some(NEXT), false)?;
     let (agent, next, aside) = (paths::agent(), paths::agent_next(), paths::agent().with_extension("aside"));
     // cargo has one place for both

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! lb/v1         a set of layout version 1
-//! lb/v1.next    a set that is being made, or was made and has not got its final name yet
-//! lb/v1.gone    a set that is being removed
+//! lb/v1-next    a set that is being made, or was made and has not got its final name yet
+//! lb/v1-gone    a set that is being removed
 //! ```
+//!
+//! (A bpffs refuses names with a dot.)
 //!
 //! **Invariant:** the folder `links` is in exactly one set, the one that serves; it moves by one rename(2). So a set
 //! under way without links was given up before any packet met it, and a set with a final name that lost its links is
@@ -25,16 +27,16 @@ pub(super) const LINKS: &str = "links";
 enum Stage {
     /// `v1`.
     Final,
-    /// `v1.next`, `v1.next2`.
+    /// `v1-next`, `v1-next2`.
     Next,
-    /// `v1.gone`, `v1.gone2`.
+    /// `v1-gone`, `v1-gone2`.
     Gone,
 }
 
 /// Version and stage of a set by the name of its folder; `None` = it is none of ours.
 fn parse(name: &str) -> Option<(u32, Stage)> {
     let (version, stage) =
-        name.strip_prefix('v')?.split_once('.').map_or((name.get(1..)?, ""), |parts| parts);
+        name.strip_prefix('v')?.split_once('-').map_or((name.get(1..)?, ""), |parts| parts);
     let version = version.parse().ok()?;
     let stage = match stage.trim_end_matches(|c: char| c.is_ascii_digit()) {
         "" if stage.is_empty() => Stage::Final,
@@ -116,7 +118,7 @@ pub(super) fn live_folder(bpffs: &Path) -> PathBuf {
     live.map_or_else(|| own(bpffs), |set| set.folder)
 }
 
-/// A name below `<bpffs>/lb` that is free: `v1.next`, `v1.next2`, ...
+/// A name below `<bpffs>/lb` that is free: `v1-next`, `v1-next2`, ...
 fn free(bpffs: &Path, name: &str) -> PathBuf {
     let home = home(bpffs);
     let numbers = std::iter::once(String::new()).chain((2..).map(|number: u32| number.to_string()));
@@ -131,7 +133,7 @@ fn free(bpffs: &Path, name: &str) -> PathBuf {
 /// # Errors
 /// As the file system says.
 pub(super) fn stage(bpffs: &Path) -> io::Result<PathBuf> {
-    let folder = free(bpffs, &format!("v{ABI_VERSION}.next"));
+    let folder = free(bpffs, &format!("v{ABI_VERSION}-next"));
     std::fs::create_dir_all(&folder)?;
     Ok(folder)
 }
@@ -154,7 +156,7 @@ pub(super) fn finish(bpffs: &Path, folder: &Path) -> io::Result<PathBuf> {
 /// # Errors
 /// As the file system says; the next agent goes on with it.
 pub(super) fn retire(bpffs: &Path, set: &Set) -> io::Result<()> {
-    let gone = free(bpffs, &format!("v{}.gone", set.version));
+    let gone = free(bpffs, &format!("v{}-gone", set.version));
     std::fs::rename(&set.folder, &gone)?;
     remove(&gone)
 }
@@ -204,16 +206,16 @@ mod tests {
             (&[], None, &[], &[]),
             (&["v1/links"], Some("v1"), &[], &[]),
             // Given up while the new set was made.
-            (&["v1/links", "v2.next"], Some("v1"), &[], &["v2.next"]),
-            (&["v1/links", "v1.next"], Some("v1"), &[], &["v1.next"]),
+            (&["v1/links", "v2-next"], Some("v1"), &[], &["v2-next"]),
+            (&["v1/links", "v1-next"], Some("v1"), &[], &["v1-next"]),
             // The links have moved.
-            (&["v1", "v2.next/links"], Some("v2.next"), &["v1"], &[]),
-            (&["v1", "v1.next/links"], Some("v1.next"), &["v1"], &[]),
+            (&["v1", "v2-next/links"], Some("v2-next"), &["v1"], &[]),
+            (&["v1", "v1-next/links"], Some("v1-next"), &["v1"], &[]),
             // The old set has lost its name; the new one has its final one.
-            (&["v1.gone", "v2.next/links"], Some("v2.next"), &[], &["v1.gone"]),
-            (&["v1.gone2", "v2/links"], Some("v2"), &[], &["v1.gone2"]),
+            (&["v1-gone", "v2-next/links"], Some("v2-next"), &[], &["v1-gone"]),
+            (&["v1-gone2", "v2/links"], Some("v2"), &[], &["v1-gone2"]),
             // Somebody removed the links; a stranger's folder.
-            (&["v1", "other", "v", "vx.next"], Some("v1"), &[], &[]),
+            (&["v1", "other", "v", "vx-next"], Some("v1"), &[], &[]),
         ];
         for (sets, live, sources, doomed) in rows {
             let expected = (live.map(str::to_owned), owned(sources), owned(doomed));
@@ -223,16 +225,16 @@ mod tests {
 
     #[test]
     fn a_third_version_meets_an_unfinished_migration() {
-        let (live, sources, _) = names(&["v1", "v2.next/links", "v3.next"]);
-        assert_eq!((live.as_deref(), sources), (Some("v2.next"), owned(&["v1"])));
+        let (live, sources, _) = names(&["v1", "v2-next/links", "v3-next"]);
+        assert_eq!((live.as_deref(), sources), (Some("v2-next"), owned(&["v1"])));
     }
 
     #[test]
     fn names_are_taken_in_turn() {
         let own_name = format!("v{ABI_VERSION}");
-        let folder = made(&[&format!("{own_name}.next/links"), &own_name]);
+        let folder = made(&[&format!("{own_name}-next/links"), &own_name]);
         let first = stage(folder.path()).expect("a folder");
-        assert!(first.ends_with(format!("{own_name}.next2")), "{first:?}");
+        assert!(first.ends_with(format!("{own_name}-next2")), "{first:?}");
         if own(folder.path()).exists() {
             assert_eq!(
                 finish(folder.path(), &first).expect("the old name"),

@@ -101,8 +101,8 @@ impl Moment {
     fn wait(self, lab: &Path) -> Result<()> {
         let (path, pause) = match self {
             Self::After(pause) => (lab.to_owned(), pause),
-            Self::Staged(pause) => (lab.join("v2.next"), pause),
-            Self::Moved(pause) => (lab.join("v2.next/links"), pause),
+            Self::Staged(pause) => (lab.join("v2-next"), pause),
+            Self::Moved(pause) => (lab.join("v2-next/links"), pause),
         };
         let begin = Instant::now();
         // the end of it, if the moment was too short to be seen
