@@ -7,8 +7,12 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use thiserror::Error;
 
+use crate::datapath::sizes::{self, Sizes};
 use crate::kubeproxy::{self, ConfigError, ProxyConfig};
-use crate::model::settings::{Settings, SocketLb};
+use crate::model::settings::{DetectLocal, Settings, SocketLb};
+use crate::sys;
+use crate::watch::api::ApiSource;
+use crate::watch::api::bootstrap::{Bootstrap, BootstrapError, SERVICE_ACCOUNT};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -19,6 +23,8 @@ use crate::model::settings::{Settings, SocketLb};
 )]
 #[command(after_help = "\
 Examples:
+  lb-agent run                                                    serve the cluster this pod runs in
+  lb-agent run --node-name a --kubeconfig FILE                    serve the cluster of a kubeconfig
   lb-agent run --node-name $(hostname) --manifests /etc/lb        serve the Services of a folder
   lb-agent run --node-name a --manifests D --config kube-proxy.conf  with a cluster's kube-proxy configuration
   lb-agent status                                                 what is served, and what is wrong
@@ -49,10 +55,10 @@ pub enum Command {
 #[derive(Debug, Clone, Args)]
 pub struct KernelArgs {
     /// cgroup v2 folder whose sockets are translated; without it the root of the hierarchy
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", env = "LB_CGROUP")]
     pub cgroup: Option<PathBuf>,
     /// Mount point of the BPF file system; the pins are under PATH/lb/
-    #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf")]
+    #[arg(long, value_name = "PATH", env = "LB_BPFFS", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
 }
 
@@ -72,18 +78,25 @@ pub struct StatusArgs {
 
 /// Arguments of `run`.
 #[derive(Debug, Clone, Args)]
-#[command(group = clap::ArgGroup::new("source").required(true).args(["manifests", "kubeconfig"]))]
 pub struct RunArgs {
     /// Name of this node, as in Node objects and nodeName of endpoints. Else hostnameOverride of --config, else the
     /// host name
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub node_name: Option<String>,
     /// Folder with Service, EndpointSlice, Node and ServiceCIDR manifests (*.yaml, *.yml, *.json), watched for changes
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "apiserver"])]
     pub manifests: Option<PathBuf>,
-    /// The API server of this kubeconfig as the source: not yet available, use --manifests
+    /// Kubeconfig of the cluster to serve. Without it: clientConnection.kubeconfig of --config, then --apiserver, then
+    /// the API server's endpoints as they were last, then the in-cluster address (KUBERNETES_SERVICE_HOST)
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
+    /// API servers to ask with the pod's service account (or --kubeconfig's user); the next one when one does not
+    /// answer. A node without any other service proxy needs one of them for its first start
+    #[arg(long, value_name = "URL,...", value_delimiter = ',')]
+    pub apiserver: Vec<String>,
+    /// Folder where the API server's endpoints are kept for the next start; empty = they are not kept
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/lb-agent")]
+    pub state_dir: PathBuf,
     /// A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), as kube-proxy takes it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -109,13 +122,65 @@ pub struct RunArgs {
     /// ICMP errors and resets that one CPU may send per second; 0 = no limit
     #[arg(long, value_name = "NUMBER", default_value_t = 1000)]
     pub reject_rate: u32,
+    /// How large the tables are.
+    #[command(flatten)]
+    pub sizes: SizeArgs,
+}
+
+/// Capacities of the tables. They take effect when the tables are made: pinned ones keep theirs until `cleanup`.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Sizes of tables (of each IP family; tables that exist keep theirs until cleanup)")]
+pub struct SizeArgs {
+    /// Entries of established flows; a flow takes two, four when it is masqueraded. About 440 bytes each, taken at
+    /// start. Default: by memory, 131072 from 5 to 29 GiB
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(8192..=16_777_216))]
+    pub max_flows: Option<u32>,
+    /// Addresses and ports that Services have, NodePorts included. Default 131072
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=1_048_576))]
+    pub max_frontends: Option<u32>,
+    /// Endpoints, counted for every Service port that has them. Default 131072
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=1_048_576))]
+    pub max_backends: Option<u32>,
+    /// Endpoints that may be chosen, counted for every Service port and traffic policy; both families together.
+    /// Default 524288
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(4096..=8_388_608))]
+    pub max_slots: Option<u32>,
+    /// Entries of loadBalancerSourceRanges. Default 65536
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(256..=1_048_576))]
+    pub max_source_ranges: Option<u32>,
+    /// Clients of Services with sessionAffinity ClientIP. Default 65536
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=4_194_304))]
+    pub max_affinity: Option<u32>,
+    /// Correspondents of the node's own unconnected UDP sockets; both families together. Default 65536
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=4_194_304))]
+    pub max_udp_peers: Option<u32>,
+}
+
+impl SizeArgs {
+    /// The sizes for a node with so many bytes of memory.
+    fn resolve(&self, memory: u64) -> Sizes {
+        let mut chosen = Sizes::default();
+        for (setting, entries) in [
+            (sizes::MAX_FLOWS, Some(self.max_flows.unwrap_or_else(|| sizes::flows_for(memory)))),
+            (sizes::MAX_FRONTENDS, self.max_frontends),
+            (sizes::MAX_BACKENDS, self.max_backends),
+            (sizes::MAX_SLOTS, self.max_slots),
+            (sizes::MAX_SOURCE_RANGES, self.max_source_ranges),
+            (sizes::MAX_AFFINITY, self.max_affinity),
+            (sizes::MAX_UDP_PEERS, self.max_udp_peers),
+        ] {
+            let known = entries.is_none_or(|entries| chosen.set(setting, entries));
+            debug_assert!(known, "{setting} is a setting");
+        }
+        chosen
+    }
 }
 
 /// What a run needs.
 #[derive(Debug, Clone)]
 pub struct RunConfig {
-    /// Folder of manifests.
-    pub manifests: PathBuf,
+    /// Where objects come from.
+    pub source: SourceConfig,
     /// Settings of data path and loop.
     pub settings: Settings,
     /// Where in the kernel.
@@ -124,8 +189,19 @@ pub struct RunConfig {
     pub healthz: SocketAddr,
     /// Where metrics and status answer.
     pub metrics: SocketAddr,
+    /// How large the tables are.
+    pub sizes: Sizes,
     /// What the operator should know before it starts.
     pub warnings: Vec<String>,
+}
+
+/// Where objects come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceConfig {
+    /// A folder of manifests.
+    Manifests(PathBuf),
+    /// An API server.
+    Api(ApiSource),
 }
 
 /// Why a run cannot start.
@@ -142,9 +218,9 @@ pub enum StartError {
     /// The configuration or a flag cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// `--kubeconfig` without `--manifests`.
-    #[error("the API source comes with a later release; use --manifests DIR")]
-    NoApiSource,
+    /// There is no API server to ask.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
     /// Nobody says how this node is called.
     #[error("this node has no name: give --node-name, or hostnameOverride in --config")]
     NoName,
@@ -156,11 +232,8 @@ impl RunArgs {
     /// # Errors
     /// See [`StartError`]; nothing was touched.
     pub fn resolve(&self) -> Result<RunConfig, StartError> {
-        let manifests = self.manifests.clone().ok_or(StartError::NoApiSource)?;
-        let (proxy, mut warnings) = self.proxy_config()?;
-        if proxy.kubeconfig.is_some() {
-            warnings.push("clientConnection.kubeconfig is not used with --manifests".to_owned());
-        }
+        let (mut proxy, mut warnings) = self.proxy_config()?;
+        let kubeconfig = proxy.kubeconfig.take().map(PathBuf::from);
         if self.xdp.as_deref().is_some_and(|x| x != "off") {
             warnings.push("--xdp is not yet available; packets are balanced at TC".to_owned());
         }
@@ -168,14 +241,43 @@ impl RunArgs {
             Some(text) => kubeproxy::socket(field, text, ""),
             None => Ok(configured),
         };
-        Ok(RunConfig {
-            manifests,
-            healthz: address("--healthz-bind-address", &self.healthz_bind_address, proxy.healthz)?,
-            metrics: address("--metrics-bind-address", &self.metrics_bind_address, proxy.metrics)?,
-            kernel: self.kernel.clone(),
-            settings: self.settings(proxy)?,
-            warnings,
-        })
+        let healthz = address("--healthz-bind-address", &self.healthz_bind_address, proxy.healthz)?;
+        let metrics = address("--metrics-bind-address", &self.metrics_bind_address, proxy.metrics)?;
+        let settings = self.settings(proxy)?;
+        let source = self.source(kubeconfig, &settings, &mut warnings)?;
+        let sizes = self.sizes.resolve(sys::memory::memory());
+        Ok(RunConfig { source, healthz, metrics, kernel: self.kernel.clone(), settings, sizes, warnings })
+    }
+
+    fn source(
+        &self,
+        config_kubeconfig: Option<PathBuf>,
+        settings: &Settings,
+        warnings: &mut Vec<String>,
+    ) -> Result<SourceConfig, StartError> {
+        if let Some(folder) = &self.manifests {
+            if config_kubeconfig.is_some() {
+                warnings.push("clientConnection.kubeconfig is not used with --manifests".to_owned());
+            }
+            return Ok(SourceConfig::Manifests(folder.clone()));
+        }
+        if let (None, Some(path)) = (&self.kubeconfig, &config_kubeconfig)
+            && !path.exists()
+        {
+            let path = path.display();
+            warnings.push(format!("clientConnection.kubeconfig {path} does not exist; other ways are tried"));
+        }
+        let bootstrap = Bootstrap {
+            kubeconfig: self.kubeconfig.clone(),
+            config_kubeconfig,
+            servers: self.apiserver.iter().map(|url| url.trim().to_owned()).collect(),
+            memory: Some(self.state_dir.clone()).filter(|folder| !folder.as_os_str().is_empty()),
+            in_cluster: in_cluster(),
+            service_account: SERVICE_ACCOUNT.into(),
+        };
+        bootstrap.check()?;
+        let needs_pod_cidrs = settings.detect == DetectLocal::NodeCidr;
+        Ok(SourceConfig::Api(ApiSource { bootstrap, node_name: settings.node_name.clone(), needs_pod_cidrs }))
     }
 
     fn proxy_config(&self) -> Result<(ProxyConfig, Vec<String>), StartError> {
@@ -209,6 +311,13 @@ impl RunArgs {
             ..Settings::for_node(&name)
         })
     }
+}
+
+/// What the kubelet tells every container about the API server.
+fn in_cluster() -> Option<(String, u16)> {
+    let host = std::env::var("KUBERNETES_SERVICE_HOST").ok().filter(|host| !host.is_empty())?;
+    let port = std::env::var("KUBERNETES_SERVICE_PORT").ok()?.parse().ok()?;
+    Some((host, port))
 }
 
 fn host_name() -> Option<String> {

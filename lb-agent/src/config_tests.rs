@@ -16,16 +16,21 @@ fn the_command_line_is_sound() {
 }
 
 #[test]
-fn a_source_is_required_and_only_one() {
-    assert!(Cli::try_parse_from(["lb-agent", "run", "--node-name", "a"]).is_err());
-    let both = ["lb-agent", "run", "--manifests", "d", "--kubeconfig", "f"];
-    assert!(Cli::try_parse_from(both).is_err());
+fn a_folder_and_an_api_server_exclude_each_other() {
+    for other in [["--kubeconfig", "f"], ["--apiserver", "https://a"]] {
+        let both = ["lb-agent", "run", "--manifests", "d"].into_iter().chain(other);
+        assert!(Cli::try_parse_from(both).is_err());
+    }
 }
 
 #[test]
-fn the_api_source_is_refused_with_the_way_out() {
-    let error = run(&["--node-name", "a", "--kubeconfig", "f"]).unwrap_err();
-    assert!(error.to_string().contains("--manifests"));
+fn without_any_way_to_an_api_server_one_message_names_all_of_them() {
+    let error = run(&["--node-name", "a", "--state-dir", ""]).unwrap_err().to_string();
+    for way in ["--kubeconfig", "--apiserver", "clientConnection.kubeconfig", "KUBERNETES_SERVICE_HOST", "--manifests"] {
+        assert!(error.contains(way), "{way} in {error}");
+    }
+    let error = run(&["--node-name", "a", "--kubeconfig", "/nowhere"]).unwrap_err().to_string();
+    assert!(error.contains("--kubeconfig /nowhere"), "{error}");
 }
 
 #[test]
@@ -64,4 +69,21 @@ fn own_settings_and_their_defaults() {
 fn a_missing_file_is_named() {
     let error = run(&["--node-name", "a", "--manifests", "d", "--config", "/nowhere"]).unwrap_err();
     assert!(error.to_string().contains("/nowhere"));
+}
+
+#[test]
+fn tables_have_the_size_that_was_asked_for_within_bounds() {
+    use lb_common::abi::names;
+    let sizes = |arguments: &[&str]| {
+        let all = ["--node-name", "a", "--manifests", "d"].iter().chain(arguments).copied();
+        run(&all.collect::<Vec<_>>()).unwrap().sizes
+    };
+    let chosen = sizes(&["--max-flows", "40000", "--max-frontends", "2048"]);
+    assert_eq!((chosen.of(names::LB_CT4), chosen.of(names::LB_EM6)), (Some(40_000), Some(10_000)));
+    assert_eq!((chosen.of(names::LB_SVC6), chosen.of(names::LB_BE4)), (Some(2048), None));
+    assert!(sizes(&[]).of(names::LB_CT6).is_some_and(|n| n >= 8192), "by memory");
+    for outside in ["8191", "16777217", "-1", "many"] {
+        let all = ["lb-agent", "run", "--manifests", "d", "--max-flows", outside];
+        assert!(Cli::try_parse_from(all).is_err(), "{outside}");
+    }
 }

@@ -112,6 +112,7 @@ pub(crate) fn net() -> NodeNet {
         netns_cookie: 77,
         ephemeral: (32_768, 60_999),
         reserved: Vec::new(),
+        source_rules: false,
     }
 }
 

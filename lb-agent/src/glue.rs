@@ -7,18 +7,19 @@ use std::path::Path;
 use lb_common::abi::names;
 use lb_common::counter::Counter;
 use tokio::sync::watch;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use crate::apply::Applier;
 use crate::apply::bpf::BpfMaps;
 use crate::attachset::attach_set;
 use crate::config::{KernelArgs, RunConfig};
+use crate::datapath::memory::mebibytes;
 use crate::datapath::{self, Datapath, Options};
 use crate::desired::Desired;
 use crate::gc::{Sweeper, Timeouts};
 use crate::kernel::{ApplyReport, AttachReport, Kernel, KernelError, Usage};
 use crate::links::{Attachment, NodeNet};
-use crate::model::settings::SocketLb;
+use crate::model::settings::{Limits, SocketLb};
 use crate::net;
 use crate::sys::bpf::RawMap;
 
@@ -42,7 +43,14 @@ pub struct NodeKernel {
 /// # Errors
 /// The kernel or the pins refuse; what is attached goes on as it was.
 pub fn open(config: &RunConfig) -> Result<NodeKernel, KernelError> {
-    let datapath = Datapath::open(&options(&config.kernel, &config.settings.node_name)).map_err(said)?;
+    let options = options(&config.kernel, &config.settings.node_name);
+    let datapath = Datapath::open(&Options { sizes: config.sizes.clone(), ..options }).map_err(said)?;
+    let memory = datapath.memory();
+    info!(
+        total = mebibytes(memory.total()),
+        largest = memory.largest(4),
+        "Memory of the tables; in a container it counts against its limit"
+    );
     let applier = Applier::new(datapath.maps().map_err(said)?).map_err(said)?;
     let sweeper = Sweeper::open(datapath.pin_folder(), Timeouts::default()).map_err(said)?;
     Ok(NodeKernel {
@@ -168,6 +176,14 @@ impl Kernel for NodeKernel {
 
     fn config_flags(&self) -> u32 {
         self.datapath.config_flags()
+    }
+
+    fn limits(&self) -> Option<Limits> {
+        Some(self.datapath.limits())
+    }
+
+    fn memory(&self) -> u64 {
+        self.datapath.memory().total()
     }
 
     fn actual(&mut self) -> Result<Desired, KernelError> {

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::desired::Desired;
 use crate::links::{Attachment, NodeNet};
+use crate::model::settings::Limits;
 
 /// The kernel refused; the text names what was tried, on what, and what to do.
 #[derive(Debug, Error)]
@@ -54,6 +55,21 @@ pub trait Kernel: Send + 'static {
 
     /// `CFG_*` bits that probing the kernel gave.
     fn config_flags(&self) -> u32;
+
+    /// What fits into the tables; `None` = what the settings say.
+    fn limits(&self) -> Option<Limits> {
+        None
+    }
+
+    /// What the operator should know of the kernel's side while nothing is wrong.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Bytes that the tables take.
+    fn memory(&self) -> u64 {
+        0
+    }
 
     /// The tables as the kernel holds them.
     ///

@@ -16,6 +16,8 @@ pub struct NodeNet {
     /// `net.ipv4.ip_local_reserved_ports` as inclusive ranges; what the agent itself put there (the NodePort range,
     /// which is never part of the SNAT pool) included.
     pub reserved: Vec<(u16, u16)>,
+    /// Some routing rule of either family looks at the source address (`ip rule from`).
+    pub source_rules: bool,
 }
 
 /// One interface.

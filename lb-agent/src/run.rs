@@ -117,13 +117,16 @@ struct Worker<K> {
 impl<K: Kernel> Worker<K> {
     fn new(parts: Parts<K>) -> Self {
         let Parts { kernel, store, events, net, settings, status, metrics, seed } = parts;
-        let settings = Settings { kernel_flags: kernel.config_flags(), ..settings };
+        let limits = kernel.limits().unwrap_or(settings.limits);
+        let settings = Settings { kernel_flags: kernel.config_flags(), limits, ..settings };
         status.send_modify(|s| {
             s.node.clone_from(&settings.node_name);
             settings.mode.name().clone_into(&mut s.mode);
             s.version = env!("CARGO_PKG_VERSION");
             s.sync_period = settings.sync;
             s.eligible = true;
+            s.notes = kernel.notes();
+            s.map_memory = kernel.memory();
             s.awaited = store.awaited().iter().map(|a| format!("{a:?}")).collect();
         });
         Self {
@@ -181,10 +184,19 @@ impl<K: Kernel> Worker<K> {
         if !self.net_known {
             awaited.push("Network".to_owned());
         }
+        let waiting = (!in_sync).then(|| self.store.issues().to_vec());
         self.status.send_modify(|s| {
             s.queue(changed);
+            // Why it is not in sync; afterwards a cycle names them, beside its own.
+            if let Some(issues) = waiting {
+                s.issues = issues;
+            }
             s.in_sync = in_sync && awaited.is_empty();
             s.awaited = awaited;
+            if !s.in_sync {
+                // Nothing is late that cannot begin: an API server that is away is no reason for a restart.
+                s.pending_since = None;
+            }
         });
     }
 

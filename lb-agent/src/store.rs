@@ -106,7 +106,7 @@ impl Store {
                 if self.issues.get(&source).is_none_or(|old| *old != issues) {
                     changed.others += 1;
                     self.issues.insert(source, issues);
-                    self.current.issues = self.issues.values().flatten().cloned().collect();
+                    self.current.issues = self.all_issues();
                 }
             }
             Event::InSync(source) => changed.others += u64::from(self.awaited.remove(&source)),
@@ -126,10 +126,22 @@ impl Store {
         self.awaited.iter().copied().collect()
     }
 
+    /// Faults that the sources found.
+    #[must_use]
+    pub fn issues(&self) -> &[Issue] {
+        &self.current.issues
+    }
+
     /// Everything as it is now; later events do not change it. Cost: one pointer per object.
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
         Arc::new(self.current.clone())
+    }
+
+    /// The faults that the sources found, those that several name once.
+    fn all_issues(&self) -> Vec<Issue> {
+        let mut seen = BTreeSet::new();
+        self.issues.values().flatten().filter(|issue| seen.insert(*issue)).cloned().collect()
     }
 
     fn change(&mut self, key: Key, object: Option<Object>, changed: &mut Changed) {

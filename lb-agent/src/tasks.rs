@@ -13,13 +13,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::warn;
 
-use crate::config::RunConfig;
+use crate::config::{RunConfig, SourceConfig};
 use crate::kernel::Kernel;
 use crate::links::NodeNet;
 use crate::run::{Parts, RunError, run};
 use crate::status::metrics::Metrics;
 use crate::status::{Status, StatusReader, admin, health, healthcheck};
 use crate::store::{Source, Store};
+use crate::watch::api;
 use crate::watch::manifests::{self, ManifestsError};
 
 /// Events that wait for the loop; a source waits when it is full.
@@ -69,8 +70,21 @@ where
         net_task.await;
         Ok("network watch")
     });
-    let folder = config.manifests.clone();
-    tasks.spawn(async move { Ok(manifests::watch(folder, event_sender).await.map(|()| "manifest watch")?) });
+    let store = match config.source {
+        SourceConfig::Manifests(folder) => {
+            tasks.spawn(async move {
+                Ok(manifests::watch(folder, event_sender).await.map(|()| "manifest watch")?)
+            });
+            Store::new([Source::Manifests])
+        }
+        SourceConfig::Api(source) => {
+            tasks.spawn(async move {
+                api::watch(source, event_sender).await;
+                Ok("API watch")
+            });
+            Store::new(api::SOURCES)
+        }
+    };
     let routes = health::routes(reader.clone(), metrics.clone());
     tasks.spawn(serve("health", config.healthz, routes));
     let routes = admin::routes(reader.clone(), metrics.clone());
@@ -80,7 +94,6 @@ where
         Ok("health check servers")
     });
 
-    let store = Store::new([Source::Manifests]);
     let settings = config.settings;
     let parts = Parts { kernel, store, events, net, settings, status, metrics, seed: random() };
     tokio::select! {

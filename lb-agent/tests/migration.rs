@@ -146,6 +146,7 @@ fn another_capacity_is_taken_over() {
         assert_eq!(roundly, desired(), "ids are there before anything is applied");
         cycle(lab, &mut second);
         check(lab, &second, 16_384);
+        assert!(second.memory().total() > 10 << 20, "{:?}", second.memory());
         assert_eq!(entry(second.pin_folder(), "LB_CT4", 5000), Some(1), "a flow made meanwhile");
         assert_eq!(id(second.pin_folder(), "LB_SK_PEER"), peers, "a table that is the same is shared");
         let after: Vec<_> =

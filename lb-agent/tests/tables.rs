@@ -93,7 +93,7 @@ fn what_was_applied_is_read_back_and_swept() {
 fn a_full_table_names_the_setting_and_keeps_what_fits() {
     lab::run(|lab| {
         let mut options = lab.options();
-        assert!(options.sizes.set("max-services", 64));
+        assert!(options.sizes.set("max-frontends", 64));
         let datapath = Datapath::open(&options).expect("open");
         let mut applier = Applier::new(datapath.maps().expect("the maps")).expect("reading");
         let report = applier.apply(&desired(100));
@@ -102,7 +102,7 @@ fn a_full_table_names_the_setting_and_keeps_what_fits() {
         assert!((1..=36).contains(&full), "{full} of 100 were refused");
         assert_eq!(report.changed["LB_SVC4"] + full, 100, "every key was tried");
         let text = report.errors[0].to_string();
-        assert!(text.contains("full; its size, `max-services`"), "{text}");
+        assert!(text.contains("full: raise --max-frontends"), "{text}");
         let report = applier.apply(&desired(20));
         assert!(report.complete(), "it recovers: {:?}", report.errors);
     });

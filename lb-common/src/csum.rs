@@ -37,6 +37,13 @@ pub fn port_delta(old: [[u8; 2]; 2], new: [[u8; 2]; 2]) -> u16 {
     fold(sum(new) + !fold(sum(old)) as u32)
 }
 
+/// The delta of a change of one word.
+#[must_use]
+#[inline(always)]
+pub fn word_delta(old: [u8; 2], new: [u8; 2]) -> u16 {
+    fold(u16::from_ne_bytes(new) as u32 + !u16::from_ne_bytes(old) as u32)
+}
+
 /// The sum of whole words; `bytes` has an even length.
 #[must_use]
 #[inline(always)]

@@ -132,6 +132,13 @@ fn pseudo(length: u16, proto: u8) -> u32 {
     u16::from_ne_bytes(length.to_be_bytes()) as u32 + u16::from_ne_bytes([0, proto]) as u32
 }
 
+/// The frame was sent to a link-layer group or broadcast address (RFC 1122 section 3.2.2: no answer).
+#[must_use]
+#[inline(always)]
+pub fn is_for_many(frame: &impl Frame, l3: usize) -> bool {
+    l3 >= 14 && frame.load::<1>(0).is_some_and(|[first]| first & 1 != 0)
+}
+
 /// Whether an answer to this source is allowed at all (RFC 1122 section 3.2.2): not to nobody, not to a group.
 #[must_use]
 #[inline(always)]

@@ -26,6 +26,21 @@ pub enum Step {
     Reset = 6,
     /// [`crate::tc::guard_reply`].
     GuardReply = 7,
+    /// [`crate::tc::fragment`].
+    Fragment = 8,
+    /// [`crate::straight::straight`].
+    Straight = 9,
+    /// [`crate::switch::switch`].
+    Switch = 10,
+    /// [`crate::tc::sctp`].
+    Sctp = 11,
+    /// [`crate::icmp::translate`] at ingress.
+    ErrorIn = 16,
+    /// [`crate::icmp::translate`] at egress.
+    ErrorOut = 17,
+    /// On, but by the device that the kernel's routes name for the reply's new source: [`Verdict::Pass`] where nobody
+    /// can be asked.
+    Reroute = 18,
 }
 
 impl Step {
@@ -40,6 +55,13 @@ impl Step {
             5 => Step::Answer,
             6 => Step::Reset,
             7 => Step::GuardReply,
+            8 => Step::Fragment,
+            9 => Step::Straight,
+            10 => Step::Switch,
+            11 => Step::Sctp,
+            16 => Step::ErrorIn,
+            17 => Step::ErrorOut,
+            18 => Step::Reroute,
             _ => Step::Pass,
         }
     }

@@ -6,6 +6,8 @@
 mod env;
 mod frame;
 mod maps;
+mod neighbour;
+mod reroute;
 mod sock;
 mod steps;
 mod tc;

@@ -2,8 +2,11 @@
 
 mod bench;
 mod build;
+mod cluster;
 mod demo;
 mod elf;
+mod image;
+mod kube;
 mod lab;
 mod netns;
 mod packages;
@@ -61,6 +64,27 @@ enum Command {
         /// Levels to run
         levels: Vec<test::Level>,
     },
+    /// Makes a container image of the agent, with its SBOM and licence texts beside it
+    Image {
+        /// The image's name; `deploy/` asks for the default
+        #[arg(long, value_name = "NAME:TAG", default_value_t = image::default_tag())]
+        tag: String,
+        /// The archive to write; the texts get its name with other endings
+        #[arg(long, value_name = "FILE", default_value_os_t = paths::target().join("image/lb-agent.tar"))]
+        output: PathBuf,
+        /// The C library to link; without it musl, or glibc where musl can't be had
+        #[arg(long)]
+        libc: Option<image::Libc>,
+        /// An agent that is built already; it must be static
+        #[arg(long, value_name = "FILE")]
+        agent: Option<PathBuf>,
+    },
+    /// A real Kubernetes of three nodes on this machine, served by lb or by kube-proxy, and its own e2e specs
+    #[command(after_help = cluster::HELP)]
+    Cluster {
+        #[command(subcommand)]
+        command: cluster::Command,
+    },
     /// Measures
     Bench {
         /// What to measure
@@ -71,6 +95,14 @@ enum Command {
     },
     /// Runs the tests with real sockets alone
     Netns {
+        /// Part of the cases' names
+        case: Option<String>,
+        /// An agent that is built already
+        #[arg(long)]
+        agent: Option<PathBuf>,
+    },
+    /// Runs the tests with a real kube-apiserver alone
+    Api {
         /// Part of the cases' names
         case: Option<String>,
         /// An agent that is built already
@@ -124,10 +156,20 @@ fn dispatch(command: Command) -> Result<bool> {
             let outcome = verify::run(bless)?;
             return Ok(outcome.failed == 0);
         }
+        Command::Image { tag, output, libc, agent } => image::run(&tag, &output, libc, agent),
         Command::Bench { what: Bench::Direct, agent } => bench::direct(&build::agent_or(agent)?),
         Command::Netns { case, agent } => {
             packages::need(packages::LAB)?;
             let (passed, failed) = netns::run(&build::agent_or(agent)?, case.as_deref())?;
+            println!("{passed} passed, {failed} failed, 0 skipped");
+            return Ok(failed == 0);
+        }
+        Command::Cluster { command } => return cluster::act(command),
+        Command::Api { case, agent } => {
+            packages::need(packages::LAB)?;
+            packages::need(packages::CONTROL_PLANE)?;
+            let binaries = kube::binaries()?.map_err(anyhow::Error::msg)?;
+            let (passed, failed) = netns::api::run(&build::agent_or(agent)?, &binaries, case.as_deref())?;
             println!("{passed} passed, {failed} failed, 0 skipped");
             return Ok(failed == 0);
         }

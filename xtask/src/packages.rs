@@ -69,3 +69,6 @@ pub(crate) const CONFORMANCE: &[(&str, &str)] = &[
     ("openssl", "openssl"),
     ("python3", "python3"),
 ];
+
+/// What a real control plane is driven by.
+pub(crate) const CONTROL_PLANE: &[(&str, &str)] = &[("openssl", "openssl"), ("curl", "curl")];

@@ -46,8 +46,7 @@ fn hint(table: &str, error: &io::Error) -> String {
         return String::new();
     }
     match crate::datapath::sizes::setting(table) {
-        // no flag sets it yet: do not send anybody looking for one
-        Some(setting) => format!(" (the table is full; its size, `{setting}`, cannot be changed yet)"),
+        Some(setting) => format!(" (the table is full: raise --{setting})"),
         None => " (the table is full; its size is fixed)".to_owned(),
     }
 }

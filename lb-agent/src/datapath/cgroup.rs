@@ -28,40 +28,59 @@ const HOOKS: &[(&str, u32)] = &[
 
 /// The folder to attach to: the one given, else the root of cgroup v2.
 ///
-/// Looked for in this process's mounts, then (in a container with `hostPID`) in those of process 1. The root of a
-/// cgroup *namespace* would cover the agent's own pod and nothing else: it is refused unless it was named.
+/// Looked for in this process's mounts, where a container has the node's `/sys/fs/cgroup` mounted somewhere, then (in a
+/// container with `hostPID` and `CAP_SYS_PTRACE`) in those of process 1. The root of a cgroup *namespace* would cover
+/// the agent's own pod and nothing else: it is refused unless it was named. Of a hybrid host's `/sys/fs/cgroup`, its
+/// folder `unified` is meant.
 ///
 /// # Errors
 /// [`DatapathError::Cgroup`] with what to do.
 pub(super) fn root(given: Option<&Path>) -> Result<PathBuf, DatapathError> {
     if let Some(folder) = given {
-        let kind = crate::sys::fs_type(folder)
-            .map_err(|e| DatapathError::Cgroup(format!("{}: {e}", folder.display())))?;
-        if kind != libc::CGROUP2_SUPER_MAGIC {
-            return Err(DatapathError::Cgroup(format!(
-                "{} is not on a cgroup v2 file system",
-                folder.display()
-            )));
-        }
-        return Ok(folder.to_owned());
+        return named(folder);
     }
+    let places = [("/proc/self/mountinfo", "/"), ("/proc/1/mountinfo", "/proc/1/root")];
+    let texts = places.map(|(file, prefix)| (std::fs::read_to_string(file).unwrap_or_default(), prefix));
+    search(&texts, is_root).map_err(DatapathError::Cgroup)
+}
+
+/// The first mount of cgroup v2 that is the hierarchy's root, in mountinfo texts with the folder their paths are in.
+fn search(places: &[(String, &str)], is_root: impl Fn(&Path) -> bool) -> Result<PathBuf, String> {
     let mut found = Vec::new();
-    for (mounts, prefix) in [("/proc/self/mountinfo", "/"), ("/proc/1/mountinfo", "/proc/1/root")] {
-        let text = std::fs::read_to_string(mounts).unwrap_or_default();
-        for mount in cgroup2_mounts(&text) {
+    for (text, prefix) in places {
+        for mount in cgroup2_mounts(text) {
             let folder = Path::new(prefix).join(mount.trim_start_matches('/'));
-            // Only the real root has no such file.
-            if folder.join("cgroup.controllers").exists() && !folder.join("cgroup.events").exists() {
+            if is_root(&folder) {
                 return Ok(folder);
             }
             found.push(folder.display().to_string());
         }
     }
-    Err(DatapathError::Cgroup(if found.is_empty() {
+    found.dedup();
+    Err(if found.is_empty() {
         "no cgroup v2 file system is mounted".to_owned()
     } else {
-        format!("{} is not the node's cgroup root but a namespace's", found.join(", "))
-    }))
+        format!("{} is not the node's cgroup root but that of a cgroup namespace", found.join(", "))
+    })
+}
+
+/// Whether a folder is the root of the whole hierarchy: only that has no `cgroup.events`.
+fn is_root(folder: &Path) -> bool {
+    folder.join("cgroup.controllers").exists() && !folder.join("cgroup.events").exists()
+}
+
+/// A folder that the user named, or its `unified` on a hybrid host.
+fn named(folder: &Path) -> Result<PathBuf, DatapathError> {
+    let is_v2 = |folder: &Path| Ok(crate::sys::fs_type(folder)? == libc::CGROUP2_SUPER_MAGIC);
+    let at = |error: io::Error| DatapathError::Cgroup(format!("{}: {error}", folder.display()));
+    let unified = folder.join("unified");
+    if is_v2(folder).map_err(at)? {
+        Ok(folder.to_owned())
+    } else if is_v2(&unified).unwrap_or(false) {
+        Ok(unified)
+    } else {
+        Err(DatapathError::Cgroup(format!("{} is not on a cgroup v2 file system", folder.display())))
+    }
 }
 
 /// Mount points of cgroup v2 in a mountinfo text.
@@ -173,7 +192,29 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_no_cgroup_is_refused() {
+    fn a_container_finds_the_nodes_root_and_refuses_its_own() {
+        let own = "40 30 0:27 / /sys/fs/cgroup ro - cgroup2 cgroup rw";
+        let mounted = "41 30 0:26 / /host/cgroup ro - tmpfs tmpfs rw\n\
+                       42 41 0:27 / /host/cgroup/unified ro - cgroup2 cgroup2 rw";
+        let process_1 = "31 30 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw";
+        let with = |own: String, one: &str, root: &'static str| {
+            search(&[(own, "/"), (one.to_owned(), "/proc/1/root")], |folder| folder == Path::new(root))
+        };
+        let both = format!("{own}\n{mounted}");
+        assert_eq!(with(both.clone(), "", "/host/cgroup/unified"), Ok("/host/cgroup/unified".into()));
+        let by_one = with(own.to_owned(), process_1, "/proc/1/root/sys/fs/cgroup");
+        assert_eq!(by_one, Ok("/proc/1/root/sys/fs/cgroup".into()));
+        let error = with(both, "", "/nowhere").unwrap_err();
+        assert!(error.contains("/sys/fs/cgroup, /host/cgroup/unified is not the node's"), "{error}");
+        assert!(with(String::new(), "", "/").unwrap_err().contains("no cgroup v2"));
+    }
+
+    #[test]
+    fn a_folder_that_is_no_cgroup_is_refused_and_a_hybrid_hosts_is_understood() {
         assert!(matches!(root(Some(Path::new("/proc"))), Err(DatapathError::Cgroup(_))));
+        let folder = Path::new("/sys/fs/cgroup");
+        if folder.join("unified/cgroup.controllers").exists() {
+            assert_eq!(root(Some(folder)).unwrap(), folder.join("unified"));
+        }
     }
 }

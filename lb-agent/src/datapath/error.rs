@@ -22,6 +22,16 @@ pub enum DatapathError {
         #[source]
         source: io::Error,
     },
+    /// No BPF file system in a container, which must not mount one.
+    #[error(
+        "{folder} is no BPF file system: mount one on the node (mount -t bpf bpf /sys/fs/bpf; systemd does it by \
+         itself), then start this container again with it mounted at {folder}",
+        folder = .folder.display()
+    )]
+    BpffsInContainer {
+        /// The folder, as the container sees it.
+        folder: PathBuf,
+    },
     /// No cgroup to attach to.
     #[error("no cgroup for the socket hooks: {0} (name one with --cgroup, or use --socket-lb off)")]
     Cgroup(String),

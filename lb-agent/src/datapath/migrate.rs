@@ -40,6 +40,8 @@ const KERNEL_WRITTEN: &[&str] = &[
     names::LB_CT6,
     names::LB_EM4,
     names::LB_EM6,
+    names::LB_FRAG4,
+    names::LB_FRAG6,
     names::LB_SK_PEER,
     names::LB_SK_UDP,
     names::LB_COUNTERS,

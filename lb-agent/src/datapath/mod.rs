@@ -14,6 +14,7 @@ mod counters;
 mod error;
 mod load;
 mod manifest;
+pub mod memory;
 mod migrate;
 mod pins;
 mod probe;
@@ -30,12 +31,15 @@ use lb_common::abi::{ABI_VERSION, names};
 
 pub use error::{AttachError, AttachReport, CleanupReport, DatapathError};
 pub use load::ObjectSource;
+pub use memory::Memory;
 pub use sizes::Sizes;
 
 use crate::apply::Applier;
 use crate::apply::bpf::BpfMaps;
 use crate::desired::Desired;
 use crate::links::{Attachment, NodeNet};
+use crate::model::settings::Limits;
+use crate::sys::bpf;
 use load::Object;
 use manifest::Manifest;
 use migrate::Migration;
@@ -135,6 +139,20 @@ impl Datapath {
     /// A map is missing or of another shape.
     pub fn maps(&self) -> io::Result<BpfMaps> {
         BpfMaps::open(self.pins.folder())
+    }
+
+    /// What a plan may use: the capacities of the maps as they are.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        sizes::limits(|map| {
+            bpf::map_info(bpf::obj_get(&self.pins.map(map)).ok()?).ok().map(|i| i.max_entries)
+        })
+    }
+
+    /// What the maps cost.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        Memory::of(&self.pins)
     }
 
     /// `CFG_*` bits that probing this kernel gave, for `LbConfig`.

@@ -63,12 +63,18 @@ pub(super) fn is_bpffs(folder: &Path) -> bool {
 
 /// Makes sure that `folder` is a BPF file system, by mounting one if it is not.
 ///
+/// Not in a container (`$container` is set there, also by our image): what is mounted there ends with it, and with it
+/// the pins that are to outlive the agent.
+///
 /// # Errors
-/// [`DatapathError::Bpffs`] with the command that cures it.
+/// [`DatapathError::Bpffs`] or [`DatapathError::BpffsInContainer`] with the command that cures it.
 pub(super) fn bpffs(folder: &Path) -> Result<(), DatapathError> {
     let at = |source| DatapathError::Bpffs { folder: folder.to_owned(), source };
     if is_bpffs(folder) {
         return Ok(());
+    }
+    if std::env::var_os("container").is_some() {
+        return Err(DatapathError::BpffsInContainer { folder: folder.to_owned() });
     }
     std::fs::create_dir_all(folder).map_err(at)?;
     crate::sys::mount_bpffs(folder).map_err(at)?;

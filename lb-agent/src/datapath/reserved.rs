@@ -3,8 +3,9 @@
 use std::io;
 
 use crate::net::parse_ports;
+use crate::sys::proc_sys;
 
-const PATH: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+const SETTING: &str = "net/ipv4/ip_local_reserved_ports";
 /// Inclusive.
 type Range = (u16, u16);
 
@@ -32,7 +33,7 @@ pub(super) fn remove(ranges: &[Range]) -> io::Result<()> {
 }
 
 fn read() -> io::Result<Vec<Range>> {
-    let text = std::fs::read_to_string(PATH)?;
+    let text = std::fs::read_to_string(proc_sys::file(SETTING))?;
     parse_ports(&text).ok_or_else(|| io::Error::other(format!("unexpected content {text:?}")))
 }
 
@@ -42,7 +43,7 @@ fn write(ranges: &[Range]) -> io::Result<()> {
         .map(|(min, max)| if min == max { min.to_string() } else { format!("{min}-{max}") })
         .collect();
     // An empty list is written as an empty line.
-    std::fs::write(PATH, parts.join(",") + "\n")
+    std::fs::write(proc_sys::file(SETTING), parts.join(",") + "\n")
 }
 
 /// What of `from` is in none of `minus`.

@@ -7,6 +7,7 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::rule::RuleMessage;
 
 use crate::links::Link;
 
@@ -120,6 +121,11 @@ fn usable(message: &AddressMessage) -> Option<(Rank, IpAddr)> {
         Rank::Primary
     };
     Some((rank, address))
+}
+
+/// A routing rule that selects by source address.
+pub(super) fn looks_at_the_source(rule: &RuleMessage) -> bool {
+    rule.header.src_len > 0
 }
 
 /// Devices by which a default route of the main table leaves; empty for any other route.

@@ -16,7 +16,7 @@ use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::{Handle, MulticastGroup, new_connection, new_multicast_connection};
+use rtnetlink::{Handle, IpVersion, MulticastGroup, new_connection, new_multicast_connection};
 use tokio::sync::watch::Sender;
 
 use crate::links::NodeNet;
@@ -34,6 +34,8 @@ const GROUPS: &[MulticastGroup] = &[
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv4Route,
     MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv6Rule,
 ];
 
 /// Why the node's network could not be read.
@@ -45,7 +47,7 @@ pub enum NetError {
     /// A dump failed or was cut short.
     #[error("netlink dump of {what}: {source}")]
     Dump {
-        /// Links, addresses or routes.
+        /// Links, addresses, routes or rules.
         what: &'static str,
         /// What the kernel or the decoder said.
         #[source]
@@ -170,11 +172,21 @@ async fn dump(handle: &Handle) -> Result<NodeNet, NetError> {
             Err(error) => return Err(at("routes")(error)),
         }
     }
+    let mut source_rules = false;
+    for version in [IpVersion::V4, IpVersion::V6] {
+        match handle.rule().get(version.clone()).execute().try_collect::<Vec<_>>().await {
+            Ok(rules) => source_rules |= rules.iter().any(decode::looks_at_the_source),
+            // Without IPv6, or a kernel without policy routing.
+            Err(error) if unsupported(&error) => {}
+            Err(error) => return Err(at("rules")(error)),
+        }
+    }
     Ok(NodeNet {
         links: decode::links(&links, &addresses, &routes),
         netns_cookie: crate::sys::netns_cookie().map_err(NetError::Cookie)?,
         ephemeral: sysctl::ephemeral()?,
         reserved: sysctl::reserved()?,
+        source_rules,
     })
 }
 

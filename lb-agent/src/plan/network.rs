@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use lb_common::abi::{
     CFG_CIDR4, CFG_CIDR6, CFG_DETECT_CIDR4, CFG_DETECT_CIDR6, CFG_DETECT_IF, CFG_MASQ_LOCAL,
-    CFG_REJECT_UNKNOWN, IF_DETECT, IF_L3, IF_POD, Iface, LbConfig, NODE_LOCAL, NODE_NODEPORT, PortRange,
+    CFG_REJECT_UNKNOWN, CFG_SOURCE_RULES, IF_DETECT, IF_L3, IF_POD, Iface, LbConfig, NODE_LOCAL,
+    NODE_NODEPORT, PortRange,
 };
 
 use super::encode::{self, Full};
@@ -113,6 +114,9 @@ pub fn configure(
     };
     if settings.masquerade_local {
         config.flags |= CFG_MASQ_LOCAL;
+    }
+    if net.source_rules {
+        config.flags |= CFG_SOURCE_RULES;
     }
     detect_local(&mut config, node, settings);
     if settings.mode == Mode::Nftables {

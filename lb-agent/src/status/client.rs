@@ -7,6 +7,8 @@ use std::time::Duration;
 use lb_common::counter::Counter;
 use serde_json::Value;
 
+use crate::datapath::memory::mebibytes;
+
 /// How long an agent may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -53,7 +55,10 @@ pub fn text(status: &Value) -> String {
         lines.push(format!("{:<10} {}{field}: {}", part("severity"), part("object"), part("problem")));
         lines.push(format!("           -> {}", part("cure")));
     }
-    lines.push("tables     used of capacity".to_owned());
+    lines.extend(array(status, "notes").filter_map(Value::as_str).map(|n| format!("note       {n}")));
+    let memory = status.get("mapMemory").and_then(Value::as_u64).filter(|bytes| *bytes > 0);
+    let memory = memory.map_or_else(String::new, |bytes| format!("; {} in the kernel", mebibytes(bytes)));
+    lines.push(format!("tables     used of capacity{memory}"));
     for row in array(status, "usage") {
         let number = |key: &str| row.get(key).and_then(Value::as_u64);
         let table = row.get("table").and_then(Value::as_str).unwrap_or_default();
@@ -100,6 +105,8 @@ mod tests {
                 Usage { table: "LB_SVC4", used: Some(7), capacity: 64 },
                 Usage { table: "LB_CT4", used: None, capacity: 128 },
             ],
+            notes: vec!["LB_CT4 keeps its size".to_owned()],
+            map_memory: 3 << 20,
             counters: vec![("drop_no_snat_address", 3), ("new_flows", 0)],
             ..Status::default()
         };
@@ -111,6 +118,8 @@ mod tests {
             "FAILED     eth1: no",
             "Service a/b, spec.ports: is bad",
             "-> mend it",
+            "note       LB_CT4 keeps its size",
+            "used of capacity; 3.0 MiB in the kernel",
             "LB_SVC4              7 of 64",
             "LB_CT4     not counted of 128",
             "drop_no_snat_address             3  Dropped: the interface has no address to masquerade to.",

@@ -50,6 +50,10 @@ pub struct Status {
     pub failures: Vec<String>,
     /// What is wrong with objects.
     pub issues: Vec<Issue>,
+    /// What the operator should know of the kernel's side while nothing is wrong.
+    pub notes: Vec<String>,
+    /// Bytes that the kernel's tables take; they count against the limit of the agent's container.
+    pub map_memory: u64,
     /// Rows of each table.
     pub tables: Tables,
     /// How full the kernel's tables are.

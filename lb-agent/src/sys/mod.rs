@@ -1,6 +1,8 @@
 //! Safe wrappers around the few system calls that no crate offers: the `unsafe` of the agent lives here.
 
 pub mod bpf;
+pub mod memory;
+pub mod proc_sys;
 
 use std::ffi::CString;
 use std::io;

@@ -192,6 +192,6 @@ fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, Fault> {
     })
 }
 
-fn wrap<T>(translated: Translated<T>, kind: fn(Arc<T>) -> Object) -> Translated<Object> {
+pub(super) fn wrap<T>(translated: Translated<T>, kind: fn(Arc<T>) -> Object) -> Translated<Object> {
     Translated { object: translated.object.map(|o| kind(Arc::new(o))), faults: translated.faults }
 }

@@ -13,6 +13,7 @@ pub mod backend;
 pub mod capacity;
 pub mod config;
 pub mod ct;
+pub mod fragment;
 pub mod iface;
 pub mod layout;
 #[cfg(any(feature = "std", feature = "abi-next", test))]
@@ -27,6 +28,7 @@ pub use affinity::*;
 pub use backend::*;
 pub use config::*;
 pub use ct::*;
+pub use fragment::*;
 pub use iface::*;
 #[cfg(feature = "abi-next")]
 pub use next::{CtValue, CtValue4, CtValue6};

@@ -56,6 +56,10 @@ names! {
         LB_EM4 = "LB_EM4",
         /// Embryonic TCP and young UDP flows, IPv6.
         LB_EM6 = "LB_EM6",
+        /// What later IPv4 fragments become.
+        LB_FRAG4 = "LB_FRAG4",
+        /// What later IPv6 fragments become.
+        LB_FRAG6 = "LB_FRAG6",
         /// Next hops by row.
         LB_NH = "LB_NH",
         /// Interfaces of the attach set.

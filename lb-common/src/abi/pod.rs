@@ -14,5 +14,5 @@ macro_rules! pod {
 pod!(
     SvcKey4, SvcKey6, SvcValue, RangeKey4, RangeKey6, Addr4, Addr6, Backend4, Backend6, AffKey4, AffKey6,
     AffValue, LbConfig, RoleFilter, PairFilter, Iface, NextHop, SkPeer, SkUdpKey, SkUdpValue, CtKey4, CtKey6,
-    CtValue4, CtValue6,
+    CtValue4, CtValue6, FragKey4, FragKey6, FragValue4, FragValue6,
 );

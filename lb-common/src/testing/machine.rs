@@ -7,7 +7,7 @@ use super::fake::{FakeEnv, Side};
 use crate::abi::LbConfig;
 use crate::env::{Hook, Scratch};
 use crate::family::{V4, V6};
-use crate::tc::{tc_in, tc_out, walk};
+use crate::tc::{concerns_in, concerns_out, tc_in, tc_out, walk};
 use crate::verdict::Verdict;
 
 /// A TC hook.
@@ -51,6 +51,13 @@ impl Machine {
     fn story<F: Side>(&mut self, direction: Direction, hook: Hook, frame: &mut Vec<u8>) -> Verdict {
         let work = F::work(&mut self.scratch);
         work.hook = hook;
+        let concerned = match direction {
+            Direction::In => concerns_in::<F>(frame, &self.env, &self.config, hook.l3),
+            Direction::Out => concerns_out::<F>(frame, &self.env, &self.config, hook.l3),
+        };
+        if !concerned {
+            return Verdict::Pass;
+        }
         let step = match direction {
             Direction::In => tc_in::<F>(frame, &mut self.env, &self.config, work),
             Direction::Out => tc_out::<F>(frame, &mut self.env, &self.config, work),

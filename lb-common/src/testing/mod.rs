@@ -4,6 +4,7 @@
 //! Panics are fine here: nothing of it is part of a program.
 #![allow(missing_docs, reason = "names say it, and only tests read them")]
 
+mod errors;
 pub mod fake;
 pub mod golden;
 pub mod machine;

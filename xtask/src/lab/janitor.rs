@@ -16,6 +16,7 @@ struct Leftovers {
     mounts: Vec<PathBuf>,
     cgroups: Vec<PathBuf>,
     folders: Vec<PathBuf>,
+    commands: Vec<Command>,
 }
 
 static LEFTOVERS: Mutex<Option<Leftovers>> = Mutex::new(None);
@@ -70,6 +71,11 @@ pub(crate) fn folder(at: &Path) {
     with(|left| left.folders.push(at.into()));
 }
 
+/// Notes a command that removes something else, to be run at the end.
+pub(crate) fn command(last: Command) {
+    with(|left| left.commands.push(last));
+}
+
 /// From now on folders (logs) stay.
 pub(crate) fn keep_folders() {
     KEEP_FOLDERS.store(true, Ordering::SeqCst);
@@ -119,6 +125,9 @@ fn clean_locked(noted: &mut Option<Leftovers>) {
         while at.exists() && fs::remove_dir(at).is_err() && Instant::now() < patience {
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+    for mut last in left.commands {
+        last.status().ok();
     }
     for at in &left.folders {
         if KEEP_FOLDERS.load(Ordering::SeqCst) {

@@ -13,13 +13,16 @@
 //! Names begin with `<prefix>-<pid>-`; [`janitor`] removes all of it. Use it from the main thread: its processes end
 //! with the thread that started them.
 
+mod bridge;
 pub(crate) mod janitor;
 pub(crate) mod manifests;
 pub(crate) mod netns;
 pub(crate) mod node;
+pub(crate) mod probe;
 mod rules;
 pub(crate) mod servers;
 pub(crate) mod traffic;
+pub(crate) mod tun;
 pub(crate) mod worker;
 
 use std::collections::BTreeMap;
@@ -107,7 +110,8 @@ pub(crate) struct Lab {
     pub(crate) manifests: PathBuf,
     /// Folder with logs and manifests.
     pub(crate) folder: PathBuf,
-    kind: Kind,
+    /// What kind of node it has.
+    pub(crate) kind: Kind,
     _guard: janitor::Guard,
 }
 
@@ -205,6 +209,16 @@ impl Lab {
         Ok(())
     }
 
+    /// A further host on the fabric, outside of the cluster; returns its namespace.
+    ///
+    /// # Errors
+    /// When a command fails.
+    pub(crate) fn add_host(&self, name: &str, addresses: &[String; 2]) -> Result<String> {
+        let own = namespace(&self.tag, name)?;
+        uplink(&format!("{}-fabric", self.tag), &own, addresses)?;
+        Ok(own)
+    }
+
     /// Routes to the pods of the other node, plain or over VXLAN as flannel does it.
     fn connect_nodes(&self, number: usize) -> Result<()> {
         let other = 3 - number;
@@ -277,6 +291,19 @@ impl Lab {
                 format!("neigh replace {} lladdr {NODE_MAC} dev eth0 nud permanent", GATEWAY[1]),
             ],
         )?;
+        self.start_pod(name, index, own, device, addresses)
+    }
+
+    /// Starts the servers of a pod whose namespace is ready.
+    fn start_pod(
+        &mut self,
+        name: String,
+        index: usize,
+        own: String,
+        device: String,
+        addresses: [String; 2],
+    ) -> Result<()> {
+        let node = &self.nodes[index];
         let workloads = node.workloads();
         let mut command = netns::command(&own, Some(&workloads), Path::new(netns::OWN_PROGRAM))?;
         command.args(["serve", "--pod", &name, "--node", &node.name, "--port", &POD_PORT.to_string()]);
@@ -369,7 +396,11 @@ impl Lab {
     }
 }
 
-fn namespace(tag: &str, short: &str) -> Result<String> {
+/// A namespace `<tag>-<short>` of the cluster; goes away with it.
+///
+/// # Errors
+/// When it can't be made.
+pub(crate) fn namespace(tag: &str, short: &str) -> Result<String> {
     let name = format!("{tag}-{short}");
     janitor::namespace(&name);
     crate::run::output(std::process::Command::new("ip").args(["netns", "add", &name]))?;
@@ -389,7 +420,10 @@ fn namespace(tag: &str, short: &str) -> Result<String> {
 }
 
 /// Connects a namespace's `eth0` with the fabric's bridge.
-fn uplink(fabric: &str, own: &str, addresses: &[String; 2]) -> Result<()> {
+///
+/// # Errors
+/// When a command fails.
+pub(crate) fn uplink(fabric: &str, own: &str, addresses: &[String; 2]) -> Result<()> {
     let port = format!("port-{}", own.rsplit('-').next().unwrap_or(own));
     ip(
         fabric,

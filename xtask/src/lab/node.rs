@@ -16,11 +16,27 @@ mount -t sysfs sysfs /sys
 [ "$CGROUP2" = /sys/fs/cgroup ] || { mount -t tmpfs tmpfs /sys/fs/cgroup; mkdir -p "$CGROUP2"; }
 mount -t cgroup2 cgroup2 "$CGROUP2"
 mount --bind "$BPFFS" /sys/fs/bpf
+if [ -n "$ACCOUNT" ]; then
+    mount -t tmpfs tmpfs /run
+    mkdir -p /run/secrets/kubernetes.io
+    ln -s "$ACCOUNT" /run/secrets/kubernetes.io/serviceaccount
+fi
 exec "$@"
 "#;
 
 /// How long an agent may take to be healthy.
-const START_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// Where an agent's objects come from when it is not the lab's folder of manifests.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ApiFeed {
+    /// Arguments of `run` in place of `--manifests DIR`.
+    pub(crate) arguments: Vec<String>,
+    /// Folder that the agent finds where a pod's service account is.
+    pub(crate) account: Option<PathBuf>,
+    /// Environment variables.
+    pub(crate) environment: Vec<(String, String)>,
+}
 
 /// One node.
 pub(crate) struct Node {
@@ -38,8 +54,11 @@ pub(crate) struct Node {
     pub(crate) cgroup: PathBuf,
     /// A process of the node itself that opens sockets.
     pub(crate) worker: Worker,
+    /// Objects by an API server; `None` = by the folder of manifests.
+    pub(crate) feed: Option<ApiFeed>,
     manifests: PathBuf,
-    config: PathBuf,
+    /// Its KubeProxyConfiguration.
+    pub(crate) config: PathBuf,
     agent: Option<Child>,
 }
 
@@ -69,13 +88,30 @@ impl Node {
         manifests: &Path,
         configuration: &str,
     ) -> Result<Self> {
+        let cgroup = cgroup_root()?.join(namespace);
+        Self::below(&cgroup, name, namespace, addresses, folder, manifests, configuration)
+    }
+
+    /// As [`Node::new`], with this folder as its cgroup.
+    ///
+    /// # Errors
+    /// As [`Node::new`].
+    pub(crate) fn below(
+        cgroup: &Path,
+        name: &str,
+        namespace: &str,
+        addresses: [String; 2],
+        folder: &Path,
+        manifests: &Path,
+        configuration: &str,
+    ) -> Result<Self> {
+        let cgroup = cgroup.to_path_buf();
         let home = folder.join(name);
         let bpffs = home.join("bpf");
         fs::create_dir_all(&bpffs)?;
         janitor::mount(&bpffs);
         let done = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&bpffs).status()?;
         ensure!(done.success(), "mounting a bpffs at {}", bpffs.display());
-        let cgroup = cgroup_root()?.join(namespace);
         for group in [cgroup.clone(), cgroup.join("workloads"), cgroup.join("agent")] {
             janitor::cgroup(&group);
             fs::create_dir_all(&group).with_context(|| group.display().to_string())?;
@@ -90,6 +126,7 @@ impl Node {
             worker: Worker::start(namespace, Some(&cgroup.join("workloads")))?,
             bpffs,
             cgroup,
+            feed: None,
             manifests: manifests.into(),
             config,
             agent: None,
@@ -110,6 +147,8 @@ impl Node {
             .args(arguments)
             .env("CGROUP2", cgroup_root()?)
             .env("BPFFS", &self.bpffs)
+            .env("ACCOUNT", self.feed.as_ref().and_then(|f| f.account.as_deref()).unwrap_or(Path::new("")))
+            .envs(self.feed.iter().flat_map(|f| f.environment.clone()))
             .stdin(Stdio::null());
         Ok(command)
     }
@@ -129,17 +168,25 @@ impl Node {
         self.wait_healthy()
     }
 
-    /// Starts the agent and waits for nothing.
+    /// Whether an agent runs, or has ended by itself and was not stopped yet.
+    pub(crate) fn has_agent(&self) -> bool {
+        self.agent.is_some()
+    }
+
+    /// Starts the agent without waiting.
     ///
     /// # Errors
-    /// When it can't be started.
+    /// When it cannot be started.
     pub(crate) fn spawn_agent(&mut self, program: &Path) -> Result<()> {
         let log = File::options().create(true).append(true).open(&self.log)?;
         let text = |path: &Path| path.display().to_string();
         let places = self.places();
         let (manifests, config) = (text(&self.manifests), text(&self.config));
-        let mut arguments =
-            vec!["run", "--node-name", &self.name, "--manifests", &manifests, "--config", &config];
+        let mut arguments = vec!["run", "--node-name", &self.name, "--config", &config];
+        match &self.feed {
+            None => arguments.extend(["--manifests", &manifests]),
+            Some(feed) => arguments.extend(feed.arguments.iter().map(String::as_str)),
+        }
         arguments.extend(places.iter().map(String::as_str));
         let child = self.launch(program, &arguments)?.stdout(log.try_clone()?).stderr(log).spawn()?;
         janitor::process(child.id());
@@ -147,7 +194,11 @@ impl Node {
         Ok(())
     }
 
-    fn wait_healthy(&mut self) -> Result<()> {
+    /// Waits until `/healthz` is 200.
+    ///
+    /// # Errors
+    /// As [`Node::start_agent`].
+    pub(crate) fn wait_healthy(&mut self) -> Result<()> {
         let begin = Instant::now();
         loop {
             if self.http("127.0.0.1:10256", "/healthz")?.status == 200 {

@@ -2,7 +2,7 @@
 //!
 //! TCP speaks by its first line: `GET ...` gives an HTTP answer, `ECHO` echoes lines until the end, `PIPE` echoes
 //! bytes, `BULK n` reads n bytes and sends them back. Every answer is `pod NAME node NODE peer ADDRESS`; a datagram
-//! `seq N` has its own text at the end of the answer.
+//! `seq N` has its own text at the end of the answer, and `BIG n` asks for one of n bytes.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
@@ -23,14 +23,18 @@ pub(crate) fn serve(pod: &str, node: &str, port: u16) -> Result<()> {
     let name = format!("pod {pod} node {node}");
     let udp_name = name.clone();
     std::thread::spawn(move || {
-        let mut buffer = [0; 2048];
+        let mut buffer = vec![0; 1 << 16];
         loop {
             // an ICMP error of an earlier answer is reported here too; it concerns nobody else
             if let Ok((length, from)) = socket.recv_from(&mut buffer) {
                 let text = String::from_utf8_lossy(&buffer[..length]);
                 let sequence = if text.starts_with("seq ") { &text } else { "" };
-                let answer = format!("{udp_name} peer {} {sequence}", plain(from));
-                socket.send_to(answer.trim_end().as_bytes(), from).ok();
+                let mut answer =
+                    format!("{udp_name} peer {} {sequence}", plain(from)).trim_end().as_bytes().to_vec();
+                if let Some(bytes) = text.strip_prefix("BIG ").and_then(|size| size.trim().parse().ok()) {
+                    answer.resize(bytes, b' ');
+                }
+                socket.send_to(&answer, from).ok();
             }
         }
     });

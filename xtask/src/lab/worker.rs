@@ -7,12 +7,14 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use socket2::{Domain, Socket, Type};
 
+use super::probe::Probe;
 use super::traffic::{Load, Tally, Traffic};
 use super::{janitor, netns};
 
@@ -33,10 +35,17 @@ pub(crate) enum Ask {
     SayUdp { id: String },
     /// So many bytes there and as many back on a fresh connection, checked byte by byte.
     Bulk { to: SocketAddr, bytes: usize },
+    /// One datagram of so many bytes and an answer of as many.
+    BigUdp { to: SocketAddr, bytes: usize },
+    /// Talks to two destinations from one local port by turns, twice to each. The text is what the servers said,
+    /// one line each, in the order first, second, first, second.
+    Both { to: [SocketAddr; 2], udp: bool },
     /// Begins to send a load, under a name.
     StartTraffic { id: String, load: Load },
     /// Ends it and gives the tally.
     StopTraffic { id: String },
+    /// One datagram that must not be fragmented, and its answer or the ICMP error about it.
+    Probe(Probe),
 }
 
 /// What came of it.
@@ -86,7 +95,14 @@ impl Worker {
     /// # Errors
     /// When the process can't be started there.
     pub(crate) fn start(namespace: &str, cgroup: Option<&Path>) -> Result<Self> {
-        let mut command = netns::command(namespace, cgroup, Path::new(netns::OWN_PROGRAM))?;
+        Self::over(&mut netns::command(namespace, cgroup, Path::new(netns::OWN_PROGRAM))?)
+    }
+
+    /// Starts one by a command that runs this very program somewhere.
+    ///
+    /// # Errors
+    /// When the command can't be started.
+    pub(crate) fn over(command: &mut Command) -> Result<Self> {
         let mut child = command.arg("worker").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         janitor::process(child.id());
         let (input, output) = (child.stdin.take().context("stdin")?, child.stdout.take().context("stdout")?);
@@ -193,15 +209,69 @@ impl Sockets {
                 bulk(&stream, *bytes)?;
                 answer.text = format!("{bytes} bytes each way");
             }
+            Ask::BigUdp { to, bytes } => {
+                let socket = datagram(*to, false)?;
+                socket.send_to(format!("{:bytes$}", format!("BIG {bytes}")).as_bytes(), to)?;
+                let mut buffer = vec![0; *bytes + 1];
+                let (length, from) = socket.recv_from(&mut buffer)?;
+                answer.from = Some(plain(from));
+                if length != *bytes {
+                    return Err(std::io::Error::other(format!("{length} bytes came back, not {bytes}")));
+                }
+                answer.text = String::from_utf8_lossy(&buffer[..length]).trim_end().into();
+            }
+            Ask::Both { to, udp: true } => {
+                let socket = datagram(to[0], false)?;
+                let mut lines = Vec::new();
+                for to in to.iter().chain(to) {
+                    let mut one = Answer::default();
+                    exchange(&socket, *to, false, &mut one)?;
+                    if one.from != Some(*to) {
+                        return Err(std::io::Error::other(format!("{:?} answered for {to}", one.from)));
+                    }
+                    lines.push(one.text);
+                }
+                answer.text = lines.join("\n");
+            }
+            Ask::Both { to, udp: false } => answer.text = both(*to)?.join("\n"),
             Ask::StartTraffic { id, load } => {
                 self.traffic.insert(id.clone(), Traffic::start(load));
             }
             Ask::StopTraffic { id } => {
                 answer.traffic = Some(self.traffic.remove(id).ok_or_else(missing)?.stop());
             }
+            Ask::Probe(probe) => probe.act(answer, PATIENCE)?,
         }
         Ok(())
     }
+}
+
+/// Two connections from one local port, which is free at first, and a line over each by turns.
+fn both(to: [SocketAddr; 2]) -> std::io::Result<Vec<String>> {
+    let any: SocketAddr =
+        if to[0].is_ipv6() { (Ipv6Addr::UNSPECIFIED, 0).into() } else { ([0, 0, 0, 0], 0).into() };
+    let mut local = any;
+    let (mut streams, mut lines) = (Vec::new(), Vec::new());
+    for to in to {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&local.into())?;
+        socket.connect_timeout(&to.into(), 2 * PATIENCE)?; // a SYN may have to be sent twice
+        let stream: TcpStream = socket.into();
+        stream.set_read_timeout(Some(PATIENCE))?;
+        local = SocketAddr::new(any.ip(), stream.local_addr()?.port());
+        (&stream).write_all(b"ECHO\n")?;
+        lines.push(line(&stream)?);
+        streams.push(stream);
+    }
+    for (number, mut stream) in streams.iter().enumerate().chain(streams.iter().enumerate()) {
+        let text = format!("still {number}");
+        writeln!(stream, "{text}")?;
+        if line(stream)? != text {
+            return Err(std::io::Error::other(format!("connection {number} echoed something else")));
+        }
+    }
+    Ok(lines)
 }
 
 fn connect(to: SocketAddr, mapped: bool) -> std::io::Result<TcpStream> {

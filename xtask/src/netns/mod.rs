@@ -5,14 +5,23 @@
 //! counters of martians, INVALID packets and wrong checksums, all of which must be 0.
 
 mod access;
+pub(crate) mod api;
+mod bridge;
 mod counters;
+mod errors;
+mod fragments;
 mod host;
+mod hostile;
 mod interfaces;
 mod lifecycle;
 mod neighbours;
+mod nested;
 mod pins;
+mod rejects;
 mod traffic;
+mod tuples;
 mod upgrade;
+mod uplinks;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -53,6 +62,7 @@ const EMPTY: u32 = 14;
 const OUTSIDE: u32 = 15;
 const MOVING: u32 = 16;
 const LATE: u32 = 17;
+const BRIDGED: u32 = 18;
 
 /// NodePort (TCP; UDP is the next number) of a Service.
 const fn node_port(number: u32) -> u16 {
@@ -104,6 +114,16 @@ pub(crate) fn run(agent: &Path, only: Option<&str>) -> Result<(usize, usize)> {
 fn cases(kind: Kind) -> Vec<Case> {
     let mut list = access::CASES.to_vec();
     list.extend(host::CASES);
+    list.extend(tuples::CASES);
+    list.extend(fragments::CASES);
+    if kind != Kind::Overlay {
+        list.extend(bridge::CASES);
+    }
+    list.extend(errors::CASES);
+    list.extend(rejects::CASES);
+    list.extend(hostile::CASES);
+    list.extend(uplinks::CASES);
+    list.extend(nested::CASES);
     if kind == Kind::Friendly {
         list.extend(neighbours::CASES);
         list.extend(lifecycle::CASES);

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -33,13 +34,25 @@ struct Case {
     note: String,
 }
 
+/// Where the agent's objects come from.
+pub(super) enum Feed {
+    /// A folder of manifests.
+    Manifests,
+    /// A kube-apiserver with etcd, from this folder.
+    Api(PathBuf),
+}
+
 /// Runs the kit and reads its results.
-fn run_kit() -> Result<Report> {
+fn run_kit(feed: &Feed) -> Result<Report> {
     packages::need(packages::CONFORMANCE)?;
     need_yaml()?;
-    let report = paths::target().join("conformance.json");
+    let (proxy, name, assets) = match feed {
+        Feed::Manifests => ("lb-agent", "conformance", None),
+        Feed::Api(folder) => ("lb-agent-api", "conformance-api", Some(folder)),
+    };
+    let report = paths::target().join(format!("{name}.json"));
     fs::remove_file(&report).ok();
-    let logs = paths::target().join("conformance");
+    let logs = paths::target().join(name);
     fs::remove_dir_all(&logs).ok();
     fs::create_dir_all(&logs)?;
     // when we are ended, the kit gets SIGTERM and tidies up
@@ -50,7 +63,7 @@ fn run_kit() -> Result<Report> {
             "-m",
             "conformance",
             "--proxy",
-            "lb-agent",
+            proxy,
             "--kind",
             "flow,http,sequence,conntrack,sync",
             "--keep",
@@ -58,6 +71,7 @@ fn run_kit() -> Result<Report> {
         ])
         .arg(paths::agent())
         .env("TMPDIR", &logs)
+        .envs(assets.map(|folder| ("KUBEBUILDER_ASSETS", folder)))
         .arg("--json")
         .arg(&report)
         .spawn()
@@ -79,10 +93,10 @@ fn run_kit() -> Result<Report> {
 }
 
 /// The level.
-pub(super) fn run() -> Result<Tally> {
+pub(super) fn run(feed: Feed) -> Result<Tally> {
     let list = paths::root().join("lb-agent/tests/conformance-not-reached.txt");
     let known = parse(&fs::read_to_string(&list).unwrap_or_default())?;
-    let (tally, lines) = judge(&run_kit()?.results, &known);
+    let (tally, lines) = judge(&run_kit(&feed)?.results, &known);
     lines.iter().for_each(|line| println!("{line}"));
     Ok(tally)
 }

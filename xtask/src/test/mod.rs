@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::run::is_root;
-use crate::{bench, build, netns, packages, paths, verify};
+use crate::{bench, build, cluster, kube, netns, packages, paths, verify};
 
 /// A level of tests; docs/testing.md says what each is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -24,8 +24,14 @@ pub(crate) enum Level {
     Prog,
     /// Clusters of network namespaces with real sockets
     Netns,
-    /// The conformance kit against the agent
+    /// The agent fed by a real kube-apiserver: outages, bootstrap, rights
+    Api,
+    /// The conformance kit against the agent, fed by manifests
     Conformance,
+    /// The conformance kit against the agent, fed by a real kube-apiserver
+    ConformanceApi,
+    /// Kubernetes' own Service specs, the quick list, in a real cluster served by the image and manifests we ship
+    Cluster,
     /// What direct traffic pays for the agent's presence
     Cost,
 }
@@ -64,7 +70,7 @@ pub(crate) fn run(levels: &[Level]) -> bool {
         rows[0].1 = Tally { failed: 1, ..Tally::default() };
     }
     for level in levels {
-        let name = format!("{level:?}").to_lowercase();
+        let name = level.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
         println!("\n== {name}");
         let begin = Instant::now();
         let tally = if built.is_err() {
@@ -89,7 +95,7 @@ pub(crate) fn run(levels: &[Level]) -> bool {
 }
 
 /// One thing that this machine does not allow.
-fn skip(reason: &str) -> Tally {
+pub(crate) fn skip(reason: &str) -> Tally {
     println!("  SKIP  {reason}");
     Tally { skipped: 1, ..Tally::default() }
 }
@@ -115,7 +121,19 @@ impl Level {
                 let (passed, failed) = netns::run(&paths::agent(), None)?;
                 Ok(Tally { passed, failed, skipped: 0 })
             }
-            Self::Conformance => conformance::run(),
+            Self::Api | Self::ConformanceApi => {
+                packages::need(packages::CONTROL_PLANE)?;
+                match kube::binaries()? {
+                    Err(reason) => Ok(skip(&reason)),
+                    Ok(folder) if self == Self::Api => {
+                        let (passed, failed) = netns::api::run(&paths::agent(), &folder, None)?;
+                        Ok(Tally { passed, failed, skipped: 0 })
+                    }
+                    Ok(folder) => conformance::run(conformance::Feed::Api(folder)),
+                }
+            }
+            Self::Conformance => conformance::run(conformance::Feed::Manifests),
+            Self::Cluster => cluster::level::run(),
             _ => {
                 bench::direct(&paths::agent())?;
                 Ok(Tally { passed: 1, ..Tally::default() })

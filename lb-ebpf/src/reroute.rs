@@ -1,0 +1,68 @@
+//! Replies of multi-homed nodes: out by the uplink that their source belongs to.
+//!
+//! The stack routed the reply by the backend's address; its source is the frontend now, and rules that look at the
+//! source (`ip rule from`) may want another uplink. Asked only where the agent saw such rules.
+
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_redir_neigh,
+};
+use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh};
+use lb_common::counter::Counter;
+use lb_common::env::{Env, Work};
+use lb_common::family::{Family, Ip6};
+
+use crate::env::BpfEnv;
+use crate::tc::NEXT;
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// The address as the kernel's unions hold it.
+#[inline(always)]
+fn words(Ip6 { addr: a }: Ip6) -> [u32; 4] {
+    [
+        u32::from_ne_bytes([a[0], a[1], a[2], a[3]]),
+        u32::from_ne_bytes([a[4], a[5], a[6], a[7]]),
+        u32::from_ne_bytes([a[8], a[9], a[10], a[11]]),
+        u32::from_ne_bytes([a[12], a[13], a[14], a[15]]),
+    ]
+}
+
+/// Sends the rewritten reply in hand out by another device if the routes for its new source say so; the code of a TC
+/// program.
+///
+/// The look-up is the kernel's own with all rules, as if the reply had come from the frontend. No route, no
+/// forwarding, a packet too large for that device: it goes on where it is.
+#[inline(always)]
+pub fn reroute<F: Family>(skb: *mut __sk_buff, work: &Work<F>) -> i32
+where
+    BpfEnv: Env<F>,
+{
+    let (hook, value) = (&work.hook, &work.value);
+    // SAFETY: integers and arrays of them; zero is a value of each.
+    let mut route: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    route.family = if F::V6 { AF_INET6 } else { AF_INET };
+    route.l4_protocol = work.packet.proto;
+    (route.sport, route.dport) = (u16::from_ne_bytes(value.sport), u16::from_ne_bytes(value.dport));
+    route.ifindex = if hook.ingress_ifindex != 0 { hook.ingress_ifindex } else { hook.ifindex };
+    route.__bindgen_anon_3.ipv6_src = words(F::wide(value.src));
+    route.__bindgen_anon_4.ipv6_dst = words(F::wide(value.dst));
+    // SAFETY: the program's context and a structure of ours of the given size.
+    let found =
+        unsafe { fib_lookup(skb.cast(), &raw mut route, size_of::<bpf_fib_lookup>() as i32, 0) as u32 };
+    let usable = found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH;
+    if !usable || route.ifindex == hook.ifindex || route.ifindex == 0 {
+        return NEXT;
+    }
+    // SAFETY: as above.
+    let mut neighbour: bpf_redir_neigh = unsafe { core::mem::zeroed() };
+    // the gateway's; an IPv4 route may have an IPv6 one
+    neighbour.nh_family = route.family as u32;
+    // SAFETY: all 16 bytes were written above, and maybe by the helper.
+    neighbour.__bindgen_anon_1.ipv6_nh = unsafe { route.__bindgen_anon_4.ipv6_dst };
+    BpfEnv.count(Counter::ReplyRerouted);
+    // SAFETY: a helper that copies a structure of ours of the given size.
+    unsafe {
+        bpf_redirect_neigh(route.ifindex, &raw mut neighbour, size_of::<bpf_redir_neigh>() as i32, 0) as i32
+    }
+}

@@ -1,0 +1,93 @@
+//! The test level: the quick list of e2e specs, with lb as it ships in place of kube-proxy.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Result, bail, ensure};
+
+use super::lab::Lab;
+use super::{Proxy, results::Results};
+use crate::lab::janitor;
+use crate::paths;
+use crate::test::{Tally, skip};
+
+/// Specs at a time. They wait more than they work, but the suite's own processes share the machine with the nodes.
+const PROCS: u8 = 8;
+/// Failed specs are tried once more, so many at a time: their time-outs mean little on a busy machine.
+const PROCS_AGAIN: u8 = 2;
+
+/// Builds what is missing, brings the cluster up, runs the list, and takes the cluster down in any case.
+///
+/// # Errors
+/// When the cluster can't be built or does not come up, a list entry names no spec, or another cluster is up.
+pub(crate) fn run() -> Result<Tally> {
+    let lab = Lab::find();
+    if let Some(obstacle) = lab.obstacle() {
+        return Ok(skip(&obstacle));
+    }
+    claim(&lab)?;
+    lab.build()?;
+    janitor::watch_signals();
+    janitor::command(lab.script("down.sh"));
+    let done = judge(&lab);
+    janitor::clean();
+    ensure!(!lab.is_up(), "the cluster could not be removed");
+    done
+}
+
+fn judge(lab: &Lab) -> Result<Tally> {
+    lab.up(3, false)?;
+    fs::write(owner(lab), std::process::id().to_string())?;
+    lab.proxy(Proxy::Lb, None)?;
+    let mut results = lab.e2e("quick", None, PROCS, Some("level"))?;
+    if !results.failed.is_empty() {
+        try_again(lab, &mut results)?;
+    }
+    results.print();
+    let list = fs::read_to_string(paths::root().join("cluster/quick.txt"))?;
+    let missing = results.missing(&list);
+    ensure!(missing.is_empty(), "no spec answers to these lines of cluster/quick.txt: {missing:?}");
+    Ok(results.tally())
+}
+
+fn try_again(lab: &Lab, results: &mut Results) -> Result<()> {
+    let names: Vec<_> = results.failed.iter().map(|spec| literally(&spec.name)).collect();
+    for spec in &results.failed {
+        println!("  NOTE  failed, is tried once more: {}\n        {}", spec.name, spec.why);
+    }
+    results.amend(&lab.e2e(&names.join("|"), None, PROCS_AGAIN, Some("level-again"))?);
+    Ok(())
+}
+
+/// A regular expression that matches a text and nothing else.
+fn literally(text: &str) -> String {
+    let special = |c: char| "[]().*+?^$|\\{}".contains(c);
+    text.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect()
+}
+
+/// The process whose cluster it is; a file that goes away with the cluster.
+fn owner(lab: &Lab) -> PathBuf {
+    lab.home().join("run/owner")
+}
+
+/// Removes what a killed run left; refuses a cluster that somebody uses.
+fn claim(lab: &Lab) -> Result<()> {
+    if !lab.is_up() {
+        return Ok(());
+    }
+    let pid = fs::read_to_string(owner(lab)).unwrap_or_default();
+    if pid.is_empty() || PathBuf::from("/proc").join(&pid).exists() {
+        bail!("a cluster is up already; end it first: cargo xtask cluster down");
+    }
+    lab.down()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::literally;
+
+    #[test]
+    fn special_characters_lose_their_meaning() {
+        assert_eq!(literally("a [b] (c: d).*"), r"a \[b\] \(c: d\)\.\*");
+    }
+}

@@ -1,0 +1,64 @@
+//! A real API server for tests: binaries, certificates, processes, objects.
+//!
+//! Read [`binaries`] first, then [`plane::ControlPlane`].
+
+mod build;
+pub(crate) mod objects;
+mod pki;
+pub(crate) mod plane;
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+/// Kubernetes version of what is built here.
+pub(crate) const KUBERNETES: &str = "1.36.3";
+/// etcd version of what is built here.
+const ETCD: &str = "3.6.8";
+/// What a control plane needs.
+const WANTED: [&str; 2] = ["kube-apiserver", "etcd"];
+
+/// Folder with kube-apiserver and etcd: `KUBEBUILDER_ASSETS` (envtest's convention), else what the cluster lab has
+/// built (`$LAB/bin`), else our own cache, filled by Go once. `Err` in `Ok` says why there is none.
+///
+/// # Errors
+/// When `KUBEBUILDER_ASSETS` is set and lacks one, or the build fails.
+pub(crate) fn binaries() -> Result<Result<PathBuf, String>> {
+    if let Some(folder) = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from) {
+        anyhow::ensure!(
+            complete(&folder),
+            "KUBEBUILDER_ASSETS={} lacks one of {}: unset it, or name a folder that has them",
+            folder.display(),
+            WANTED.join(", ")
+        );
+        return Ok(Ok(folder));
+    }
+    let lab = env::var_os("LAB").map_or_else(|| PathBuf::from("/var/tmp/lb-cluster"), PathBuf::from);
+    let own = cache();
+    for folder in [lab.join("bin"), own.clone()] {
+        if complete(&folder) {
+            return Ok(Ok(folder));
+        }
+    }
+    if !crate::run::on_path("go") {
+        return Ok(Err(format!(
+            "no {}: set KUBEBUILDER_ASSETS to a folder that has them, or install Go {} to build them",
+            WANTED.join(", "),
+            build::GO
+        )));
+    }
+    build::build(&own)?;
+    Ok(Ok(own))
+}
+
+/// Our cache, outside of the tree so that it survives a fresh clone; one folder per version.
+fn cache() -> PathBuf {
+    let home = || env::var_os("HOME").map_or_else(env::temp_dir, |home| PathBuf::from(home).join(".cache"));
+    let base = env::var_os("XDG_CACHE_HOME").filter(|v| !v.is_empty()).map_or_else(home, PathBuf::from);
+    base.join("lb").join(format!("kubernetes-{KUBERNETES}-etcd-{ETCD}"))
+}
+
+fn complete(folder: &Path) -> bool {
+    WANTED.iter().all(|name| folder.join(name).is_file())
+}
