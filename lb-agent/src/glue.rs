@@ -57,9 +57,6 @@ pub fn open(config: &RunConfig) -> Result<NodeKernel, KernelError> {
         largest = memory.largest(4),
         "Memory of the tables; in a container it counts against its limit"
     );
-    for kept in datapath.kept_sizes() {
-        warn!("{kept}");
-    }
     let applier = Applier::new(datapath.maps().map_err(said)?).map_err(said)?;
     let sweeper = Sweeper::open(datapath.pin_folder(), Timeouts::default()).map_err(said)?;
     let sources = Sources::open(datapath.pin_folder()).map_err(said)?;
@@ -81,9 +78,7 @@ pub fn open(config: &RunConfig) -> Result<NodeKernel, KernelError> {
 /// # Errors
 /// There are no pins, or they cannot be read.
 pub fn read(kernel: &KernelArgs) -> Result<Desired, KernelError> {
-    let folder = kernel.bpffs.join(lb_common::abi::names::PIN_FOLDER);
-    let maps = BpfMaps::open(&folder).map_err(said)?;
-    Ok(Applier::new(maps).map_err(said)?.actual().clone())
+    Datapath::read(&kernel.bpffs).map_err(said)
 }
 
 /// What the pins tell without an agent: the tables, how full they are, and the counters.
@@ -92,7 +87,7 @@ pub fn read(kernel: &KernelArgs) -> Result<Desired, KernelError> {
 /// As [`read`].
 pub fn look(kernel: &KernelArgs) -> Result<Look, KernelError> {
     let desired = read(kernel)?;
-    let folder = kernel.bpffs.join(names::PIN_FOLDER);
+    let folder = Datapath::live_folder(&kernel.bpffs);
     let usage = usage(&folder, &desired, &BTreeMap::new());
     let counters = named(Datapath::read_counters(&kernel.bpffs).map_err(said)?);
     Ok(Look { desired, usage, counters })
@@ -216,10 +211,6 @@ impl Kernel for NodeKernel {
         Some(self.datapath.limits())
     }
 
-    fn notes(&self) -> Vec<String> {
-        self.datapath.kept_sizes().iter().map(ToString::to_string).collect()
-    }
-
     fn memory(&self) -> u64 {
         self.datapath.memory().total()
     }
@@ -245,6 +236,11 @@ impl Kernel for NodeKernel {
         interfaces.extend(attachments.keys().filter(|index| !failed.contains(index)).map(name));
         interfaces.sort();
         failures.extend(self.sockets());
+        if self.sockets_done
+            && let Err(error) = self.datapath.finish_migration()
+        {
+            failures.push(format!("removing the tables of an earlier agent: {error}"));
+        }
         AttachReport { attached: interfaces.len(), interfaces, failures }
     }
 
@@ -273,6 +269,14 @@ impl Kernel for NodeKernel {
 
     fn usage(&self) -> Vec<Usage> {
         usage(self.datapath.pin_folder(), self.applier.actual(), &self.flows)
+    }
+
+    fn intact(&mut self) -> bool {
+        let intact = self.datapath.intact();
+        if !intact {
+            self.sockets_done = false;
+        }
+        intact
     }
 
     fn sweep(&mut self) {

@@ -303,6 +303,10 @@ impl<K: Kernel> Worker<K> {
 
     fn tick(&mut self) {
         self.kernel.sweep();
+        if self.restored && !self.dirty && self.retry_at.is_none() && !self.kernel.intact() {
+            warn!("Somebody removed pins of the data path; putting them back");
+            self.dirty = true;
+        }
         let (counters, usage) = (self.kernel.counters(), self.kernel.usage());
         self.status.send_if_modified(|s| {
             s.counters = counters;

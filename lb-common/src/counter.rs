@@ -82,6 +82,8 @@ counters! {
     /// Replies that left by another device than the stack had chosen, because routing rules (`ip rule from`) say so for
     /// the frontend's address.
     ReplyRerouted = 25, "replies_rerouted";
+    /// Dropped: a TCP packet without an entry while flow tables were moved to another layout; it is sent again.
+    DropMigrating = 26, "drop_migrating";
 }
 
 /// Entries of `LB_COUNTERS`: the numbers in use, with room.

@@ -1,6 +1,6 @@
 //! The story of a packet at the two TC hooks: netfilter's own NAT positions, and no others (invariant I1).
 
-use crate::abi::{CFG_SOURCE_RULES, CT_GUARD, CT_MASQ, CT_PASS, CT_SWITCHED, CtKey, LbConfig};
+use crate::abi::{CFG_MIGRATING, CFG_SOURCE_RULES, CT_GUARD, CT_MASQ, CT_PASS, CT_SWITCHED, CtKey, LbConfig};
 use crate::abi::{NODE_NODEPORT, POS_IN, POS_OUT};
 use crate::abi::{ROLE_BACKEND, ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT};
 use crate::counter::Counter;
@@ -102,6 +102,9 @@ pub fn tc_in<F: LoadAddr>(
             }
         }
     }
+    if is_moving(config, &work.packet) {
+        return drop(env, Counter::DropMigrating);
+    }
     // a TCP packet in mid-stream without state may be of a connection that netfilter carries
     if !work.packet.begins_flow() || (!work.packet.has_ports() && !is_echo_request(&work.packet)) {
         return if work.packet.is_error() { Step::ErrorIn } else { Step::Pass };
@@ -191,6 +194,10 @@ pub fn tc_out<F: LoadAddr>(
         return Step::ErrorOut;
     }
     let to_backend = ours && to & ROLE_BACKEND != 0;
+    // a reply whose entry is still on its way; a request is looked at below
+    if ours && !to_backend && is_moving(config, &work.packet) {
+        return drop(env, Counter::DropMigrating);
+    }
     if work.packet.has_ports() && (to_backend || shares_pool && in_pool(config, work.packet.sport)) {
         return Step::ToBackend;
     }
@@ -223,6 +230,9 @@ pub fn to_backend<F: LoadAddr>(
         work.flow.of(&work.key2, &work.value2);
         return snat(frame, env, config, work, table);
     }
+    if is_moving(config, &work.packet) {
+        return drop(env, Counter::DropMigrating);
+    }
     if env.roles(work.packet.src) & ROLE_SNAT == 0 || !in_pool(config, work.packet.sport) {
         return Step::Pass;
     }
@@ -251,6 +261,9 @@ pub fn last_word<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &m
     let packet = work.packet;
     let local = work.hook.ingress_ifindex == 0;
     let stray = packet.proto == TCP && !packet.begins_flow();
+    if is_moving(config, &packet) {
+        return drop(env, Counter::DropMigrating);
+    }
     if !stray && (!local || (!packet.has_ports() && !is_echo_request(&packet))) {
         return Step::Pass;
     }
@@ -277,6 +290,12 @@ pub fn last_word<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &m
         Outcome::Reject => answer_for(work, decision.reason),
         Outcome::Deliver => Step::Pass,
     }
+}
+
+/// The packet may belong to a flow whose entries are on their way into another table.
+#[inline(always)]
+fn is_moving<F: LoadAddr>(config: &LbConfig, packet: &Packet<F>) -> bool {
+    config.flags & CFG_MIGRATING != 0 && !packet.begins_flow()
 }
 
 /// Makes the SNAT pair of the flow in hand and rewrites its first packet.

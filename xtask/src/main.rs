@@ -37,6 +37,9 @@ enum Command {
         /// Builds again although nothing changed
         #[arg(long)]
         force: bool,
+        /// Builds kernel programs and agent with another layout of their tables, for tests of upgrades
+        #[arg(long, conflicts_with = "force")]
+        next: bool,
     },
     /// Shows a small cluster of network namespaces served by real agents
     Demo {
@@ -153,7 +156,8 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<bool> {
     match command {
         Command::Test { levels } => return Ok(test::run(&levels)),
-        Command::BuildEbpf { force } => build::ebpf(force).map(drop),
+        Command::BuildEbpf { next: true, .. } => build::agent_next().map(drop),
+        Command::BuildEbpf { force, .. } => build::ebpf(force).map(drop),
         Command::Demo { remove: true, .. } => demo::remove(),
         Command::Demo { keep, agent, .. } => demo::run(keep, agent),
         Command::Verify { bless } => {

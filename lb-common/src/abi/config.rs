@@ -17,7 +17,7 @@ pub const SNAT_RANGES: usize = 4;
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LbConfig {
-    /// `CFG_*` bits.
+    /// `CFG_*` bits. The first word in every layout, see [`CFG_MIGRATING`].
     pub flags: u32,
     /// Smallest range that holds every NodePort in `LB_SVC4/6`: a destination outside it needs no look-up.
     pub nodeports: PortRange,
@@ -63,6 +63,10 @@ pub const CFG_CIDR6: u32 = 1 << 5;
 pub const CFG_REJECT_UNKNOWN: u32 = 1 << 6;
 /// `bpf_l4_csum_replace` knows `BPF_F_IPV6` (kernel 6.16): an IPv6 rewrite keeps `CHECKSUM_COMPLETE` right.
 pub const CFG_CSUM_IPV6: u32 = 1 << 7;
+/// The flow tables are being moved to another layout, some programs use the old ones and some the new: a TCP packet in
+/// mid-stream that has no entry is dropped, to be sent again, instead of passed or reset. This bit means the same, and
+/// `flags` is the first word of the configuration, in every layout: the new agent sets it for the old programs.
+pub const CFG_MIGRATING: u32 = 1 << 31;
 
 /// The node has routing rules that look at the source (`ip rule from`): replies ask them again with the frontend as
 /// their source.

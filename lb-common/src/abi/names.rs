@@ -112,5 +112,5 @@ names! {
 }
 
 /// Folder of the pins below the bpffs mount point, with [`super::ABI_VERSION`] at its end.
-pub const PIN_FOLDER: &str = "lb/v1";
-const _: () = assert!(super::ABI_VERSION == 1);
+pub const PIN_FOLDER: &str = if cfg!(feature = "abi-next") { "lb/v2" } else { "lb/v1" };
+const _: () = assert!(super::ABI_VERSION as u8 + b'0' == PIN_FOLDER.as_bytes()[4]);

@@ -13,6 +13,7 @@ mod fragments;
 mod host;
 mod hostile;
 mod leftovers;
+mod interfaces;
 mod lifecycle;
 mod neighbours;
 mod nested;
@@ -21,6 +22,7 @@ mod rejects;
 mod sockets;
 mod traffic;
 mod tuples;
+mod upgrade;
 mod uplinks;
 
 use std::net::SocketAddr;
@@ -147,7 +149,9 @@ fn cases(kind: Kind) -> Vec<Case> {
         list.extend(sockets::FRIENDLY);
         list.extend(lifecycle::CASES);
         list.extend(leftovers::CASES);
+        list.extend(interfaces::CASES);
         list.extend(traffic::CASES);
+        list.extend(upgrade::CASES);
     }
     list.extend(counters::CASES);
     if kind == Kind::Friendly {
