@@ -92,6 +92,11 @@ pub trait Kernel: Send + 'static {
         Vec::new()
     }
 
+    /// Whether what `attach` did is still there; false asks for another round. Cheap.
+    fn intact(&mut self) -> bool {
+        true
+    }
+
     /// Deletes a bounded slice of what has ended or expired in the flow tables.
     fn sweep(&mut self);
 }

@@ -49,7 +49,7 @@ counters! {
     DropNoSnatAddress = 8, "drop_no_snat_address";
     /// Dropped: a table refused an entry. Raise the size of the flow tables.
     DropTableFull = 9, "drop_table_full";
-    /// Dropped: a fragment to a frontend whose first fragment was not seen.
+    /// Dropped: a fragment to a frontend came before its first fragment, or that one was refused.
     DropFragment = 10, "drop_fragment";
     /// Dropped: the packet could not be changed (headers not in memory, out of bounds).
     DropRewrite = 11, "drop_rewrite";
@@ -75,13 +75,15 @@ counters! {
     SnatFlow = 21, "snat_flows";
     /// Replies whose port mapping would otherwise be taken for a new flow were let through.
     PassEntry = 22, "pass_entries";
-    /// Dropped: an SCTP packet needs a port rewrite, which is not supported yet.
+    /// Dropped: the first fragment of an SCTP packet needs a port rewrite; its CRC32c covers the fragments to come.
     DropSctpPort = 23, "drop_sctp_port";
     /// ICMP errors about packets of a flow (fragmentation needed, unreachable, time exceeded) that were translated.
     IcmpTranslated = 24, "icmp_errors_translated";
     /// Replies that left by another device than the stack had chosen, because routing rules (`ip rule from`) say so for
     /// the frontend's address.
     ReplyRerouted = 25, "replies_rerouted";
+    /// Dropped: a TCP packet without an entry while flow tables were moved to another layout; it is sent again.
+    DropMigrating = 26, "drop_migrating";
 }
 
 /// Entries of `LB_COUNTERS`: the numbers in use, with room.

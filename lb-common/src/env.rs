@@ -1,10 +1,14 @@
 //! What the pipeline needs from the outside: tables, a clock, randomness.
 
-use crate::abi::{AffValue, CtKey, CtValue, Iface, LbConfig, SkUdpKey, SkUdpValue, SvcValue};
+use crate::abi::{
+    AffValue, CtKey, CtValue, FragKey, FragValue, Iface, LbConfig, SkUdpKey, SkUdpValue, SvcValue,
+};
 use crate::counter::Counter;
 use crate::family::{Backend, Family, V4, V6};
 use crate::flow::{Flow, Role};
+use crate::fragment;
 use crate::packet::Packet;
+use crate::switch::Neighbour;
 use crate::track::{self, Claim, Reserve};
 
 /// The two flow tables of a family.
@@ -37,6 +41,9 @@ pub trait Env<F: Family> {
     fn service(&self, key: &F::SvcKey) -> Option<SvcValue>;
     /// `NODE_*` bits of an address; 0 = not the node's.
     fn node(&self, addr: F::Addr) -> u32;
+    /// The address that a socket of the host, which has none yet, leaves with towards a frontend; zero = not known.
+    /// Known for frontends whose service port asks for the client: affinity, source ranges.
+    fn source_towards(&self, frontend: F::Addr) -> F::Addr;
     /// The address is inside a service CIDR.
     fn in_service_cidr(&self, addr: F::Addr) -> bool;
     /// The address is inside the source ranges of a service port.
@@ -65,8 +72,16 @@ pub trait Env<F: Family> {
     /// Some flow was made between these two addresses, or two with the same hash; false is certain. The order does
     /// not matter. Direct traffic of a backend is told apart from a Service's by this, without a look-up.
     fn pair_seen(&self, a: F::Addr, b: F::Addr) -> bool;
+    /// Some connection straight from the one to the other was moved to another source port; false is certain.
+    fn pair_moved(&self, a: F::Addr, b: F::Addr) -> bool;
     /// Remembers that a flow was made between the client and the backend of the flow in hand.
     fn mark_pair(&mut self, work: &mut Work<F>);
+    /// Copies what is remembered of a fragmented datagram; false: nothing is. The tag is the caller's to compare.
+    fn fragment(&self, key: &FragKey<F>, into: &mut FragValue<F>) -> bool;
+    /// Remembers it, in place of what was.
+    fn fragment_set(&mut self, key: &FragKey<F>, value: &FragValue<F>);
+    /// Forgets it.
+    fn fragment_forget(&mut self, key: &FragKey<F>);
     /// An interface of the attach set.
     fn iface(&self, ifindex: u32) -> Option<Iface>;
     /// Nanoseconds since boot, coarse.
@@ -115,6 +130,35 @@ pub trait Env<F: Family> {
         Self: Sized,
     {
         track::claim_snat(self, config, work, table)
+    }
+    /// Finds the destination `dst` of a packet of `src` that came to a bridge, as the stack would; the BPF side asks the
+    /// kernel instead, in the step itself.
+    fn neighbour(&self, _bridge: u32, _src: F::Addr, _dst: F::Addr) -> Neighbour {
+        Neighbour::default()
+    }
+    /// [`track::give_way`], likewise.
+    #[inline(always)]
+    fn give_way(&mut self, work: &mut Work<F>)
+    where
+        Self: Sized,
+    {
+        track::give_way(self, work);
+    }
+    /// [`fragment::meet`], likewise.
+    #[inline(always)]
+    fn meet_fragment(&mut self, work: &mut Work<F>, position: u8) -> bool
+    where
+        Self: Sized,
+    {
+        fragment::meet(self, work, position)
+    }
+    /// [`fragment::remember`], likewise.
+    #[inline(always)]
+    fn remember_fragment(&mut self, work: &mut Work<F>, position: u8)
+    where
+        Self: Sized,
+    {
+        fragment::remember(self, work, position);
     }
     /// [`track::reserve`], likewise.
     #[inline(always)]
@@ -168,6 +212,12 @@ pub struct Work<F: Family> {
     pub key2: CtKey<F>,
     /// Another entry.
     pub value2: CtValue<F>,
+    /// Key of the fragments in hand.
+    pub frag_key: FragKey<F>,
+    /// What they become.
+    pub frag_value: FragValue<F>,
+    /// Where the destination of the packet in hand is; looked up for [`crate::switch::switch`] only.
+    pub neighbour: Neighbour,
     /// What an ICMP error of ours quotes.
     pub quote: [u8; QUOTE],
     /// The packet that an ICMP error in hand quotes.
@@ -188,6 +238,9 @@ impl<F: Family> Default for Work<F> {
             value: CtValue::default(),
             key2: CtKey::default(),
             value2: CtValue::default(),
+            frag_key: FragKey::default(),
+            frag_value: FragValue::default(),
+            neighbour: Neighbour::default(),
             quote: [0; QUOTE],
             quoted: Packet::default(),
             quote_end: 0,

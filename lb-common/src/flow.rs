@@ -14,7 +14,8 @@
 //! when the twin's new tuple is the reverse of the entry's key.
 
 use crate::abi::{CT_FIN_BACKEND, CT_FIN_CLIENT};
-use crate::abi::{CT_GUARD, CT_MASQ, CT_PASS, CT_RST, CtKey, CtValue, POS_IN, POS_OUT};
+use crate::abi::{CT_GUARD, CT_MASQ, CT_PASS, CT_RST, CtKey, CtValue, PAIR_MOVED, PAIR_SEEN};
+use crate::abi::{POS_IN, POS_OUT};
 use crate::csum;
 use crate::family::Family;
 
@@ -228,6 +229,14 @@ impl<F: Family> Flow<F> {
         value.role = role as u8;
         value._pad = [0; 5];
         value._reserved = F::Reserved::default();
+    }
+
+    /// `PAIR_*` bits that its making sets for client and backend.
+    #[must_use]
+    #[inline(always)]
+    pub fn pair_bits(&self) -> u8 {
+        let straight = self.frontend == self.backend && self.frontend_port == self.backend_port;
+        if straight { PAIR_SEEN | PAIR_MOVED } else { PAIR_SEEN }
     }
 
     /// Whether `value`, found under the key of this flow's entry with this role, is that entry.

@@ -11,6 +11,15 @@ pub trait Frame {
     fn load<const N: usize>(&self, off: usize) -> Option<[u8; N]>;
     /// Writes N bytes at `off`. `None`: out of range, nothing was written.
     fn store<const N: usize>(&mut self, off: usize, bytes: &[u8; N]) -> Option<()>;
+    /// Writes like `store`, where nothing else in the packet makes up for the change: the sum over the whole packet that
+    /// a device delivered with it (`CHECKSUM_COMPLETE`) has to follow.
+    fn store_summed<const N: usize>(&mut self, off: usize, bytes: &[u8; N]) -> Option<()> {
+        self.store(off, bytes)
+    }
+    /// [`crate::crc32c::change`]; the BPF side calls it as a global function.
+    fn crc32c_change(&self, change: [u8; 4], length: u32) -> u32 {
+        crate::crc32c::change(change, length)
+    }
     /// Corrects the IPv4 header checksum at `off` by a delta of [`crate::csum`].
     fn fix_l3(&mut self, off: usize, delta: u16) -> Option<()>;
     /// Corrects the TCP or UDP checksum at `off`: `addr` for the pseudo-header, `port` for the ports. A UDP checksum

@@ -11,11 +11,13 @@ extern crate std;
 
 pub mod abi;
 pub mod counter;
+pub mod crc32c;
 pub mod csum;
 pub mod decide;
 pub mod env;
 pub mod family;
 pub mod flow;
+pub mod fragment;
 pub mod frame;
 pub mod hash;
 pub mod icmp;
@@ -23,6 +25,8 @@ pub mod nat;
 pub mod packet;
 pub mod reject;
 pub mod sock;
+pub mod straight;
+pub mod switch;
 pub mod tc;
 #[cfg(feature = "test-util")]
 pub mod testing;

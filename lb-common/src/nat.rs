@@ -2,36 +2,88 @@
 
 use crate::abi::CtValue;
 use crate::frame::Frame;
-use crate::packet::{LoadAddr, Packet, SCTP, TCP, UDP};
+use crate::packet::{Fragment, LoadAddr, Packet, TCP, UDP};
 
 /// Offset of the IPv4 header checksum.
 const IP_CSUM: usize = 10;
 
-/// Rewrites the packet to the new tuple of `value`.
+/// Rewrites the packet, TCP or UDP and not a later fragment, to the new tuple of `value`.
 ///
-/// `None`: the packet ends before its checksum, or is SCTP whose ports would change (its CRC32c is not updated yet);
-/// nothing was written then. Also when the hook refuses a later write, and then the packet must be dropped.
+/// `None`: the packet ends before its checksum; nothing was written then. Also when the hook refuses a later write,
+/// and then the packet must be dropped.
 #[inline(always)]
 pub fn rewrite<F: LoadAddr>(frame: &mut impl Frame, packet: &Packet<F>, value: &CtValue<F>) -> Option<()> {
     let csum = match packet.proto {
         TCP => packet.l4 + 16,
         UDP => packet.l4 + 6,
-        SCTP if value.sport == packet.sport && value.dport == packet.dport => 0,
         _ => return None,
     };
-    if csum != 0 {
-        let _present: [u8; 2] = frame.load(csum)?;
+    let _present: [u8; 2] = frame.load(csum)?;
+    if !F::V6 {
+        frame.fix_l3(packet.l3 + IP_CSUM, value.addr_delta)?;
+    }
+    frame.fix_l4(csum, value.addr_delta, value.port_delta, packet.proto == UDP)?;
+    F::store_addresses(frame, packet.l3 + F::ADDRS, value.src, value.dst)?;
+    if value.port_delta != 0 || value.sport != packet.sport || value.dport != packet.dport {
+        store_ports(frame, packet, value)?;
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn store_ports<F: LoadAddr>(frame: &mut impl Frame, packet: &Packet<F>, value: &CtValue<F>) -> Option<()> {
+    let ([a, b], [c, d]) = (value.sport, value.dport);
+    frame.store(packet.l4, &[a, b, c, d])
+}
+
+/// The same for SCTP, which has no pseudo-header: only ports move its CRC32c.
+///
+/// `None` as in [`rewrite`]; also for a first fragment whose ports would change: the CRC32c is over what is not here.
+///
+/// A CRC of zero is left alone: a sender whose device is to compute it (`CHECKSUM_PARTIAL`) leaves zero there. A real
+/// one that happens to be zero (one in 2^32) makes a packet that the receiver drops, and the sender sends again.
+#[inline(always)]
+pub fn rewrite_sctp<F: LoadAddr>(
+    frame: &mut impl Frame,
+    packet: &Packet<F>,
+    value: &CtValue<F>,
+) -> Option<()> {
+    let at = packet.l4 + 8;
+    let old: [u8; 4] = frame.load(at)?;
+    let ([a, b], [c, d]) = (packet.sport, packet.dport);
+    let ([e, f], [g, h]) = (value.sport, value.dport);
+    let change = [a ^ e, b ^ f, c ^ g, d ^ h];
+    let moved = change != [0; 4];
+    let mut crc = u32::from_le_bytes(old);
+    if moved && crc != 0 {
+        let length = F::end(frame, packet.l3)?.checked_sub(packet.l4)?;
+        if packet.fragment != Fragment::None {
+            return None;
+        }
+        crc ^= frame.crc32c_change(change, length as u32);
     }
     if !F::V6 {
         frame.fix_l3(packet.l3 + IP_CSUM, value.addr_delta)?;
     }
-    if csum != 0 {
-        frame.fix_l4(csum, value.addr_delta, value.port_delta, packet.proto == UDP)?;
-    }
     F::store_addresses(frame, packet.l3 + F::ADDRS, value.src, value.dst)?;
-    if value.port_delta != 0 || value.sport != packet.sport || value.dport != packet.dport {
-        let ([a, b], [c, d]) = (value.sport, value.dport);
-        frame.store(packet.l4, &[a, b, c, d])?;
+    if moved {
+        store_ports(frame, packet, value)?;
+        frame.store(at, &crc.to_le_bytes())?;
     }
     Some(())
+}
+
+/// Gives a later fragment, which has no ports, the addresses of `value`.
+///
+/// `None`: the hook refused a write, the packet must be dropped.
+#[inline(always)]
+pub fn rewrite_fragment<F: LoadAddr>(
+    frame: &mut impl Frame,
+    packet: &Packet<F>,
+    value: &CtValue<F>,
+) -> Option<()> {
+    if !F::V6 {
+        frame.fix_l3(packet.l3 + IP_CSUM, value.addr_delta)?;
+    }
+    F::store_fragment_addresses(frame, packet.l3 + F::ADDRS, value.src, value.dst)
 }

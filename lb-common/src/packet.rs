@@ -52,6 +52,8 @@ pub struct Packet<F: Family> {
     pub kind: u8,
     /// Fragmentation.
     pub fragment: Fragment,
+    /// Identification of the datagram, network order, IPv4's in the first two bytes; set for fragments only.
+    pub ident: [u8; 4],
     /// Offset of the IP header in the frame.
     pub l3: usize,
     /// Offset of the payload's header; below `l3` + 256.
@@ -108,9 +110,18 @@ pub trait LoadAddr: Family {
     fn glance(frame: &impl Frame, l3: usize) -> Option<(u8, Self::Addr, Self::Addr)>;
     /// Writes source and destination, which lie one behind the other at `off`.
     fn store_addresses(frame: &mut impl Frame, off: usize, src: Self::Addr, dst: Self::Addr) -> Option<()>;
-    /// Protocol, payload offset and fragmentation of the header at `l3`. `None`: malformed, or too many extension
-    /// headers, or none that is followed by a payload we know.
-    fn walk(frame: &impl Frame, l3: usize) -> Option<(u8, usize, Fragment)>;
+    /// The same in a later fragment, which has no transport checksum to make up for the change.
+    fn store_fragment_addresses(
+        frame: &mut impl Frame,
+        off: usize,
+        src: Self::Addr,
+        dst: Self::Addr,
+    ) -> Option<()>;
+    /// Protocol, payload offset and fragmentation of the header at `l3`; a fragment's identification goes into
+    /// `ident`. `None`: malformed, or too many extension headers, or none that is followed by a payload we know.
+    fn walk(frame: &impl Frame, l3: usize, ident: &mut [u8; 4]) -> Option<(u8, usize, Fragment)>;
+    /// Offset of the end of the packet whose header is at `l3`, by the header's own length.
+    fn end(frame: &impl Frame, l3: usize) -> Option<usize>;
 }
 
 impl LoadAddr for crate::family::V4 {
@@ -131,8 +142,14 @@ impl LoadAddr for crate::family::V4 {
         frame.store(off + 4, &dst.addr)
     }
 
+    // the header's own checksum makes up for it
     #[inline(always)]
-    fn walk(frame: &impl Frame, l3: usize) -> Option<(u8, usize, Fragment)> {
+    fn store_fragment_addresses(frame: &mut impl Frame, off: usize, src: Ip4, dst: Ip4) -> Option<()> {
+        Self::store_addresses(frame, off, src, dst)
+    }
+
+    #[inline(always)]
+    fn walk(frame: &impl Frame, l3: usize, ident: &mut [u8; 4]) -> Option<(u8, usize, Fragment)> {
         let [version_ihl] = frame.load(l3)?;
         let bits = u16::from_be_bytes(frame.load(l3 + 6)?);
         let [proto] = frame.load(l3 + 9)?;
@@ -145,7 +162,16 @@ impl LoadAddr for crate::family::V4 {
             (0, _) => Fragment::First,
             _ => Fragment::Later,
         };
+        if fragment != Fragment::None {
+            let [high, low] = frame.load(l3 + 4)?;
+            *ident = [high, low, 0, 0];
+        }
         Some((proto, l3 + ihl, fragment))
+    }
+
+    #[inline(always)]
+    fn end(frame: &impl Frame, l3: usize) -> Option<usize> {
+        Some(l3 + u16::from_be_bytes(frame.load(l3 + 2)?) as usize)
     }
 }
 
@@ -170,7 +196,13 @@ impl LoadAddr for crate::family::V6 {
     }
 
     #[inline(always)]
-    fn walk(frame: &impl Frame, l3: usize) -> Option<(u8, usize, Fragment)> {
+    fn store_fragment_addresses(frame: &mut impl Frame, off: usize, src: Ip6, dst: Ip6) -> Option<()> {
+        frame.store_summed(off, &src.addr)?;
+        frame.store_summed(off + 16, &dst.addr)
+    }
+
+    #[inline(always)]
+    fn walk(frame: &impl Frame, l3: usize, ident: &mut [u8; 4]) -> Option<(u8, usize, Fragment)> {
         let [version] = frame.load(l3)?;
         let [mut next] = frame.load(l3 + 6)?;
         if version >> 4 != 6 {
@@ -187,9 +219,9 @@ impl LoadAddr for crate::family::V6 {
                     (next, off) = (following, off + 8 + (length as usize) * 8);
                 }
                 44 => {
-                    let [following]: [u8; 1] = frame.load(l3 + off)?;
-                    let bits = u16::from_be_bytes(frame.load(l3 + off + 2)?);
-                    (next, off) = (following, off + 8);
+                    let [following, _, bits0, bits1, id @ ..]: [u8; 8] = frame.load(l3 + off)?;
+                    let bits = u16::from_be_bytes([bits0, bits1]);
+                    (next, off, *ident) = (following, off + 8, id);
                     fragment = match (bits & 0xfff8, bits & 1) {
                         (0, 0) => Fragment::None,
                         (0, _) => Fragment::First,
@@ -203,6 +235,11 @@ impl LoadAddr for crate::family::V6 {
             }
         }
         None
+    }
+
+    #[inline(always)]
+    fn end(frame: &impl Frame, l3: usize) -> Option<usize> {
+        Some(l3 + 40 + u16::from_be_bytes(frame.load(l3 + 4)?) as usize)
     }
 }
 
@@ -221,7 +258,7 @@ pub fn parse<F: LoadAddr>(frame: &mut impl Frame, l3: usize, packet: &mut Packet
 
 #[inline(always)]
 fn parse_ports<F: LoadAddr>(frame: &impl Frame, l3: usize, packet: &mut Packet<F>) -> Option<()> {
-    let (proto, l4, fragment) = F::walk(frame, l3)?;
+    let (proto, l4, fragment) = F::walk(frame, l3, &mut packet.ident)?;
     (packet.proto, packet.fragment) = (proto, fragment);
     (packet.sport, packet.dport, packet.kind, packet.l3, packet.l4) = ([0; 2], [0; 2], 0, l3, l4);
     if fragment == Fragment::Later {

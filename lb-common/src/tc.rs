@@ -1,17 +1,20 @@
 //! The story of a packet at the two TC hooks: netfilter's own NAT positions, and no others (invariant I1).
 
-use crate::abi::{CFG_SOURCE_RULES, CT_GUARD, CT_MASQ, CT_PASS, CtKey, LbConfig, POS_IN, POS_OUT};
+use crate::abi::{CFG_MIGRATING, CFG_SOURCE_RULES, CT_GUARD, CT_MASQ, CT_PASS, CT_SWITCHED, CtKey, LbConfig};
+use crate::abi::{NODE_NODEPORT, POS_IN, POS_OUT};
 use crate::abi::{ROLE_BACKEND, ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT};
 use crate::counter::Counter;
 use crate::decide::{Outcome, Source, Target, decide, is_nodeport, target};
-use crate::env::{Env, Insert, Table, Work};
+use crate::env::{Env, Table, Work};
 use crate::flow::Role;
 use crate::frame::Frame;
 use crate::icmp;
-use crate::nat::rewrite;
+use crate::nat::{rewrite, rewrite_fragment, rewrite_sctp};
 use crate::packet::{Fragment, LoadAddr, Packet, RST, SCTP, TCP, UDP, addresses, parse};
 use crate::reject;
-use crate::track::{Claim, Follow, begin, find, follow, in_pool};
+use crate::straight::straight;
+use crate::switch::{master, switch};
+use crate::track::{Claim, Follow, begin, find, follow, in_pool, pass_entry};
 use crate::verdict::{Step, Verdict};
 
 /// Whether a packet on its way in may be the balancer's business: its destination may be a frontend, a SNAT address or
@@ -19,7 +22,13 @@ use crate::verdict::{Step, Verdict};
 #[inline(always)]
 pub fn concerns_in<F: LoadAddr>(frame: &impl Frame, env: &impl Env<F>, config: &LbConfig, l3: usize) -> bool {
     let Some(dst) = F::load_address(frame, l3 + F::ADDRS + size_of::<F::Addr>()) else { return false };
-    env.roles(dst) & (ROLE_FRONTEND | ROLE_NODEPORT | ROLE_SNAT) != 0 || F::near_service_cidr(config, dst)
+    let roles = env.roles(dst);
+    if roles & (ROLE_FRONTEND | ROLE_NODEPORT | ROLE_SNAT) != 0 || F::near_service_cidr(config, dst) {
+        return true;
+    }
+    // straight to a backend: only beside a flow of a Service between the two
+    roles & ROLE_BACKEND != 0
+        && F::load_address(frame, l3 + F::ADDRS).is_some_and(|src| env.pair_seen(src, dst))
 }
 
 /// Whether a packet on its way out may be the balancer's business (invariant I5): a flow of ours may be between its
@@ -57,33 +66,44 @@ pub fn tc_in<F: LoadAddr>(
     }
     let roles = env.roles(work.packet.dst);
     let service_address = roles & ROLE_FRONTEND != 0 || F::near_service_cidr(config, work.packet.dst);
-    if !service_address && roles & (ROLE_NODEPORT | ROLE_SNAT) == 0 {
+    let beside = roles & ROLE_BACKEND != 0 && env.pair_seen(work.packet.src, work.packet.dst);
+    if !service_address && roles & (ROLE_NODEPORT | ROLE_SNAT) == 0 && !beside {
         return Step::Pass;
     }
     if !parse::<F>(frame, l3, &mut work.packet) {
         return Step::Pass;
     }
-    let node_port = roles & ROLE_NODEPORT != 0 && is_nodeport(config, work.packet.dport);
-    let masqueraded = roles & ROLE_SNAT != 0 && in_pool(config, work.packet.dport);
-    if !service_address && !node_port && !masqueraded {
-        return if work.packet.is_error() { Step::ErrorIn } else { Step::Pass };
+    if work.packet.fragment != Fragment::None && env.meet_fragment(work, POS_IN) {
+        return Step::Fragment;
     }
     if work.packet.fragment == Fragment::Later {
-        // no ports, and no memory of the first fragment yet: only a ClusterIP is certainly not for anybody else
+        // no ports, and the first fragment was not seen: only a ClusterIP is certainly not for anybody else
         return match env.service(&F::svc_key(work.packet.dst, [0; 2], 0)) {
             Some(_) => drop(env, Counter::DropFragment),
             None => Step::Pass,
         };
     }
+    let node_port = roles & ROLE_NODEPORT != 0 && is_nodeport(config, work.packet.dport);
+    let masqueraded = roles & ROLE_SNAT != 0 && in_pool(config, work.packet.dport);
+    if !service_address && !node_port && !masqueraded {
+        if work.packet.is_error() {
+            return Step::ErrorIn;
+        }
+        let moved = beside && env.pair_moved(work.packet.src, work.packet.dst);
+        return if moved || beside && work.packet.begins_flow() { Step::Straight } else { Step::Pass };
+    }
     if work.packet.has_ports() {
         work.key = tuple(&work.packet, POS_IN);
         if let Some(table) = find(env, &work.key, &mut work.value) {
             match follow(env, work, table) {
-                Follow::Rewrite => return finish(frame, env, work),
+                Follow::Rewrite => return finish(frame, env, config, work),
                 Follow::Pass => return Step::Pass,
                 Follow::Anew => {}
             }
         }
+    }
+    if is_moving(config, &work.packet) {
+        return drop(env, Counter::DropMigrating);
     }
     // a TCP packet in mid-stream without state may be of a connection that netfilter carries
     if !work.packet.begins_flow() || (!work.packet.has_ports() && !is_echo_request(&work.packet)) {
@@ -101,7 +121,9 @@ pub fn new_flow<F: LoadAddr>(
     work: &mut Work<F>,
 ) -> Step {
     let (src, dst) = (work.packet.src, work.packet.dst);
-    let service = match target(env, config, env.roles(dst), dst, work.packet.dport, work.packet.proto) {
+    let roles = env.roles(dst);
+    let service = match target(env, config, roles, NODE_NODEPORT, dst, work.packet.dport, work.packet.proto) {
+        Target::NotOurs if roles & ROLE_BACKEND != 0 => return Step::Straight,
         Target::NotOurs => return Step::Pass,
         Target::UnknownAddress => return drop(env, Counter::DropUnknownAddress),
         Target::UnknownPort => return answer_for(work, Counter::RejectUnknownPort),
@@ -126,7 +148,7 @@ pub fn new_flow<F: LoadAddr>(
         Claim::Known => {}
         Claim::New => env.count(Counter::NewFlow),
     }
-    finish(frame, env, work)
+    finish(frame, env, config, work)
 }
 
 /// A packet on its way out: SNAT of requests, un-DNAT of replies, and the last word on packets that are still
@@ -152,6 +174,9 @@ pub fn tc_out<F: LoadAddr>(
     if !parse::<F>(frame, l3, &mut work.packet) {
         return Step::Pass;
     }
+    if work.packet.fragment != Fragment::None && env.meet_fragment(work, POS_OUT) {
+        return Step::Fragment;
+    }
     if work.packet.fragment == Fragment::Later {
         return Step::Pass;
     }
@@ -159,7 +184,7 @@ pub fn tc_out<F: LoadAddr>(
         work.key = tuple(&work.packet, POS_OUT);
         if let Some(table) = find(env, &work.key, &mut work.value) {
             match follow(env, work, table) {
-                Follow::Rewrite => return homeward(finish(frame, env, work), config, work),
+                Follow::Rewrite => return finish(frame, env, config, work),
                 Follow::Pass => return Step::Pass,
                 Follow::Anew => {}
             }
@@ -169,6 +194,10 @@ pub fn tc_out<F: LoadAddr>(
         return Step::ErrorOut;
     }
     let to_backend = ours && to & ROLE_BACKEND != 0;
+    // a reply whose entry is still on its way; a request is looked at below
+    if ours && !to_backend && is_moving(config, &work.packet) {
+        return drop(env, Counter::DropMigrating);
+    }
     if work.packet.has_ports() && (to_backend || shares_pool && in_pool(config, work.packet.sport)) {
         return Step::ToBackend;
     }
@@ -182,17 +211,6 @@ pub fn tc_out<F: LoadAddr>(
         return Step::GuardReply;
     }
     Step::Pass
-}
-
-/// After a rewrite at egress: a reply whose source is now the frontend may belong on another uplink than the one that
-/// the stack chose for the backend's address. L3 devices are left out: the kernel redirects Ethernet frames only.
-#[inline(always)]
-fn homeward<F: LoadAddr>(step: Step, config: &LbConfig, work: &Work<F>) -> Step {
-    let asked = config.flags & CFG_SOURCE_RULES != 0
-        && step == Step::Pass
-        && work.value.role == Role::DnatReply as u8
-        && work.hook.l3 != 0;
-    if asked { Step::Reroute } else { step }
 }
 
 /// A packet to a backend that has no entry of its own at egress: the first one of a flow that is to be masqueraded, or
@@ -212,6 +230,9 @@ pub fn to_backend<F: LoadAddr>(
         work.flow.of(&work.key2, &work.value2);
         return snat(frame, env, config, work, table);
     }
+    if is_moving(config, &work.packet) {
+        return drop(env, Counter::DropMigrating);
+    }
     if env.roles(work.packet.src) & ROLE_SNAT == 0 || !in_pool(config, work.packet.sport) {
         return Step::Pass;
     }
@@ -223,7 +244,7 @@ pub fn to_backend<F: LoadAddr>(
 #[inline(always)]
 pub fn guard_reply<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> Step {
     let (src, port) = (work.packet.src, work.packet.sport);
-    if let Target::Service(_) = target(env, config, env.roles(src), src, port, UDP) {
+    if let Target::Service(_) = target(env, config, env.roles(src), NODE_NODEPORT, src, port, UDP) {
         work.key2 = reverse(&work.packet, POS_IN);
         // an answer of a flow that was sent on to another uplink looks the same
         if find(env, &work.key2, &mut work.value2).is_none() {
@@ -240,10 +261,21 @@ pub fn last_word<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &m
     let packet = work.packet;
     let local = work.hook.ingress_ifindex == 0;
     let stray = packet.proto == TCP && !packet.begins_flow();
+    if is_moving(config, &packet) {
+        return drop(env, Counter::DropMigrating);
+    }
     if !stray && (!local || (!packet.has_ports() && !is_echo_request(&packet))) {
         return Step::Pass;
     }
-    let service = match target(env, config, env.roles(packet.dst), packet.dst, packet.dport, packet.proto) {
+    let service = match target(
+        env,
+        config,
+        env.roles(packet.dst),
+        NODE_NODEPORT,
+        packet.dst,
+        packet.dport,
+        packet.proto,
+    ) {
         Target::NotOurs => return Step::Pass,
         Target::UnknownAddress => return drop(env, Counter::DropUnknownAddress),
         Target::UnknownPort if stray => return Step::Reset,
@@ -260,6 +292,12 @@ pub fn last_word<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &m
     }
 }
 
+/// The packet may belong to a flow whose entries are on their way into another table.
+#[inline(always)]
+fn is_moving<F: LoadAddr>(config: &LbConfig, packet: &Packet<F>) -> bool {
+    config.flags & CFG_MIGRATING != 0 && !packet.begins_flow()
+}
+
 /// Makes the SNAT pair of the flow in hand and rewrites its first packet.
 #[inline(always)]
 fn snat<F: LoadAddr>(
@@ -271,7 +309,7 @@ fn snat<F: LoadAddr>(
 ) -> Step {
     match env.claim_snat(config, work, table) {
         Claim::Refused => Step::Drop,
-        Claim::New | Claim::Known => finish(frame, env, work),
+        Claim::New | Claim::Known => finish(frame, env, config, work),
     }
 }
 
@@ -302,19 +340,12 @@ fn guard_port<F: LoadAddr>(
 #[inline(always)]
 fn pass_reply<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>) {
     work.key2 = reverse(&work.packet, POS_IN);
-    let tick = crate::env::ticks(env.now_ns());
-    work.value2 = Default::default();
-    work.value2.flags = CT_PASS;
-    work.value2.tag = crate::flow::tag(&work.key2);
-    (work.value2.born_tick, work.value2.last_tick) = (tick, tick);
-    if env.flow_insert(Table::Young, &work.key2, &work.value2) == Insert::Done {
-        env.count(Counter::PassEntry);
-    }
+    pass_entry(env, work);
 }
 
 /// The key of a packet at a position.
 #[inline(always)]
-fn tuple<F: LoadAddr>(packet: &Packet<F>, position: u8) -> CtKey<F> {
+pub(crate) fn tuple<F: LoadAddr>(packet: &Packet<F>, position: u8) -> CtKey<F> {
     CtKey {
         src: packet.src,
         dst: packet.dst,
@@ -328,7 +359,7 @@ fn tuple<F: LoadAddr>(packet: &Packet<F>, position: u8) -> CtKey<F> {
 
 /// The key of the packet's answer at a position.
 #[inline(always)]
-fn reverse<F: LoadAddr>(packet: &Packet<F>, position: u8) -> CtKey<F> {
+pub(crate) fn reverse<F: LoadAddr>(packet: &Packet<F>, position: u8) -> CtKey<F> {
     CtKey {
         src: packet.dst,
         dst: packet.src,
@@ -342,10 +373,67 @@ fn reverse<F: LoadAddr>(packet: &Packet<F>, position: u8) -> CtKey<F> {
 
 /// Rewrites by the entry in hand.
 #[inline(always)]
-fn finish<F: LoadAddr>(frame: &mut impl Frame, env: &mut impl Env<F>, work: &Work<F>) -> Step {
+pub(crate) fn finish<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+) -> Step {
+    if work.packet.proto == SCTP {
+        return Step::Sctp;
+    }
     match rewrite(frame, &work.packet, &work.value) {
-        Some(()) => Step::Pass,
-        None if work.packet.proto == SCTP => drop(env, Counter::DropSctpPort),
+        Some(()) => rewritten(env, config, work),
+        None => drop(env, Counter::DropRewrite),
+    }
+}
+
+/// Rewrites an SCTP packet by the entry in hand.
+#[inline(always)]
+pub fn sctp<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+) -> Step {
+    match rewrite_sctp(frame, &work.packet, &work.value) {
+        Some(()) => rewritten(env, config, work),
+        None => drop(env, Counter::DropSctpPort),
+    }
+}
+
+/// Remembers what a first fragment became, and says where the packet goes.
+#[inline(always)]
+fn rewritten<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> Step {
+    if work.packet.fragment != Fragment::None {
+        env.remember_fragment(work, work.key.position);
+    }
+    onward(config, work)
+}
+
+/// Where a rewritten packet goes: up or out; between two ports of a bridge across; and a reply whose source is now the
+/// frontend may belong on another uplink than the one that the stack chose for the backend's address. L3 devices are
+/// left out there: the kernel redirects Ethernet frames only.
+#[inline(always)]
+fn onward<F: LoadAddr>(config: &LbConfig, work: &Work<F>) -> Step {
+    if work.value.flags & CT_SWITCHED != 0 && work.value.role == Role::DnatForward as u8 {
+        return Step::Switch;
+    }
+    let asked =
+        config.flags & CFG_SOURCE_RULES != 0 && work.value.role == Role::DnatReply as u8 && work.hook.l3 != 0;
+    if asked { Step::Reroute } else { Step::Pass }
+}
+
+/// A later fragment whose first fragment was seen: it becomes what that one became.
+#[inline(always)]
+pub fn fragment<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+) -> Step {
+    match rewrite_fragment(frame, &work.packet, &work.value) {
+        Some(()) => onward(config, work),
         None => drop(env, Counter::DropRewrite),
     }
 }
@@ -431,6 +519,14 @@ pub fn walk<F: LoadAddr>(
             Step::LastWord => last_word(env, config, work),
             Step::GuardReply => guard_reply(env, config, work),
             Step::ToBackend => to_backend(frame, env, config, work),
+            Step::Fragment => fragment(frame, env, config, work),
+            Step::Sctp => sctp(frame, env, config, work),
+            Step::Straight => straight(frame, env, config, work),
+            Step::Switch => {
+                let bridge = master(env, work.hook.ifindex);
+                work.neighbour = env.neighbour(bridge, work.value.src, work.value.dst);
+                switch(frame, env, work)
+            }
             Step::ErrorIn => icmp::translate(frame, env, work, POS_IN),
             Step::ErrorOut => icmp::translate(frame, env, work, POS_OUT),
         };

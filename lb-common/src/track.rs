@@ -1,12 +1,14 @@
 //! Flows in the tables: finding, following, claiming, healing, promoting and forgetting them.
 
-use crate::abi::{CT_FIN_BACKEND, CT_FIN_CLIENT, CT_MASQ, CT_MOVED, CT_PASS, CT_REPLIED, CT_RST, CT_XDP};
+use crate::abi::{CT_FIN_BACKEND, CT_FIN_CLIENT, CT_MASQ, CT_MOVED, CT_PASS, CT_REPLIED, CT_RST};
+use crate::abi::{CT_SWITCHED, CT_XDP};
 use crate::abi::{CtKey, CtValue, LbConfig, SNAT_RANGES};
 use crate::counter::Counter;
 use crate::env::{Env, Insert, Table, Work};
 use crate::family::Family;
 use crate::flow::{Flow, Role, is_closed};
 use crate::packet::{ACK, FIN, RST, SCTP, SYN, TCP, UDP};
+use crate::switch;
 
 /// Ticks after which an answered UDP flow counts as a stream (netfilter's rule: 2 s).
 const STREAM_TICKS: u32 = 2;
@@ -77,6 +79,10 @@ pub fn follow<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Table
         set &= !CT_RST;
     }
     if work.value.last_tick != tick || set != 0 {
+        if is_challenge(proto, kind, role, set) && table == Table::Young {
+            env.give_way(work);
+            return Follow::Pass;
+        }
         work.flow.of(&work.key, &work.value);
         work.flow.last_tick = tick;
         work.flow.flags = (flags | set) & !clear;
@@ -130,11 +136,45 @@ fn is_ripe(proto: u8, kind: u8, age: u32) -> bool {
     }
 }
 
+/// The backend's first packet of a TCP flow (`set`: `CT_*` bits that it sets) is an ACK alone: there is a connection
+/// between the backend and the client's own port already, which this answers for (RFC 9293 section 3.10.7.4).
+#[inline(always)]
+fn is_challenge(proto: u8, kind: u8, role: Role, set: u16) -> bool {
+    proto == TCP && role == Role::DnatReply && set & CT_REPLIED != 0 && kind & (SYN | ACK | RST) == ACK
+}
+
+/// Gives up the flow of the entry in hand, whose tuple turned out to be another connection's, and leaves a pass entry
+/// under its key: that connection goes on, and the client's next SYN is moved to another source port.
+#[inline(always)]
+pub fn give_way<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>) {
+    work.flow.of(&work.key, &work.value);
+    env.forget(work);
+    env.count(Counter::FlowDead);
+    work.key2 = work.key;
+    pass_entry(env, work);
+}
+
+/// Inserts a pass entry under `work.key2`: such packets pass unchanged.
+#[inline(always)]
+pub fn pass_entry<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>) {
+    let tick = crate::env::ticks(env.now_ns());
+    work.value2 = Default::default();
+    work.value2.flags = CT_PASS;
+    work.value2.tag = crate::flow::tag(&work.key2);
+    (work.value2.born_tick, work.value2.last_tick) = (tick, tick);
+    if env.flow_insert(Table::Young, &work.key2, &work.value2) == Insert::Done {
+        env.count(Counter::PassEntry);
+    }
+}
+
 /// Gives all entries of the flow in hand its time and flags, which also refreshes their place in the LRU order, and
 /// puts back those that are gone. False: an entry belongs to another flow, this one must be given up.
 #[inline(always)]
 pub fn refresh<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Table) -> bool {
     let mut alive = true;
+    if switch::is_switched(env, work) {
+        work.flow.flags |= CT_SWITCHED;
+    }
     for number in work.flow.first_entry()..work.flow.entries() {
         let role = Role::of(number);
         work.flow.entry(role, &mut work.key2, &mut work.value2);

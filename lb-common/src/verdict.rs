@@ -26,6 +26,14 @@ pub enum Step {
     Reset = 6,
     /// [`crate::tc::guard_reply`].
     GuardReply = 7,
+    /// [`crate::tc::fragment`].
+    Fragment = 8,
+    /// [`crate::straight::straight`].
+    Straight = 9,
+    /// [`crate::switch::switch`].
+    Switch = 10,
+    /// [`crate::tc::sctp`].
+    Sctp = 11,
     /// [`crate::icmp::translate`] at ingress.
     ErrorIn = 16,
     /// [`crate::icmp::translate`] at egress.
@@ -47,6 +55,10 @@ impl Step {
             5 => Step::Answer,
             6 => Step::Reset,
             7 => Step::GuardReply,
+            8 => Step::Fragment,
+            9 => Step::Straight,
+            10 => Step::Switch,
+            11 => Step::Sctp,
             16 => Step::ErrorIn,
             17 => Step::ErrorOut,
             18 => Step::Reroute,

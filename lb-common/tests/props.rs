@@ -9,7 +9,7 @@ use lb_common::decide::{Outcome, Source, decide};
 use lb_common::env::{Env, Hook};
 use lb_common::family::{Family, V4, V6};
 use lb_common::flow::{Flow, Role};
-use lb_common::packet::{ACK, FIN, RST, SYN, TCP, UDP};
+use lb_common::packet::{ACK, FIN, RST, SCTP, SYN, TCP, UDP};
 use lb_common::sock;
 use lb_common::testing::golden::{Net, net4, net6, world};
 use lb_common::testing::packets::{at, checksums};
@@ -84,10 +84,10 @@ proptest! {
 
     #[test]
     fn a_rewrite_keeps_checksums_right(
-        raw: [[u8; 16]; 4], ports: [[u8; 2]; 5], udp: bool, v6: bool, role in 0u8..4,
+        raw: [[u8; 16]; 4], ports: [[u8; 2]; 5], proto in 0usize..3, v6: bool, role in 0u8..4,
         payload in proptest::collection::vec(any::<u8>(), 0..80),
     ) {
-        let proto = if udp { UDP } else { TCP };
+        let proto = [TCP, UDP, SCTP][proto];
         if v6 {
             rewritten::<V6>(&flow(raw, ports, [0; 6], 0, proto), Role::of(role), payload);
         } else {
@@ -105,12 +105,20 @@ fn rewritten<F: Side>(flow: &Flow<F>, role: Role, payload: Vec<u8>) {
     let mut parsed = Default::default();
     assert!(lb_common::packet::addresses::<F>(&frame, 14, &mut parsed));
     assert!(lb_common::packet::parse::<F>(&mut frame, 14, &mut parsed));
-    assert_eq!(lb_common::nat::rewrite(&mut frame, &parsed, &value), Some(()));
+    let rewritten = match flow.proto {
+        SCTP => lb_common::nat::rewrite_sctp(&mut frame, &parsed, &value),
+        _ => lb_common::nat::rewrite(&mut frame, &parsed, &value),
+    };
+    assert_eq!(rewritten, Some(()));
     assert_eq!(checksums(&frame, 14), Ok(()));
     let mut wanted = packet.between(end(value.src, value.sport), end(value.dst, value.dport)).build();
     // -0 and +0 are the same checksum, so these bytes may differ
-    let l4 = parsed.l4 + if flow.proto == UDP { 6 } else { 16 };
-    for csum in if F::V6 { vec![l4] } else { vec![14 + 10, l4] } {
+    let l4 = match flow.proto {
+        TCP => Some(parsed.l4 + 16),
+        UDP => Some(parsed.l4 + 6),
+        _ => None, // a CRC32c has one form
+    };
+    for csum in (!F::V6).then_some(14 + 10).into_iter().chain(l4) {
         wanted[csum..csum + 2].copy_from_slice(&frame[csum..csum + 2]);
     }
     assert_eq!(frame, wanted);
@@ -494,7 +502,7 @@ proptest! {
 fn i1_ingress_changes_destinations_and_egress_sources() {
     let mut seen = 0;
     for golden in lb_common::testing::goldens() {
-        if golden.name.starts_with("colliding") {
+        if ["colliding", "a_straight", "straight"].iter().any(|name| golden.name.starts_with(name)) {
             continue; // a moved flow's source port changes at ingress as well
         }
         for walk in golden.walks() {
@@ -595,6 +603,7 @@ fn alike<F: Side>(n: &Net) {
         let socket = sock::connect::<F>(
             &mut machine.env,
             &w.config,
+            sock::Owner::Host,
             Some(F::addr(client.ip())),
             F::addr(ip),
             port.to_be_bytes(),

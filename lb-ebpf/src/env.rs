@@ -4,8 +4,9 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use lb_common::abi::{
-    Addr4, Addr6, AffKey4, AffKey6, AffValue, CtKey, CtKey4, CtKey6, CtValue, CtValue4, CtValue6, Iface,
-    LbConfig, RangeKey4, RangeKey6, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6, SvcValue,
+    Addr4, Addr6, AffKey4, AffKey6, AffValue, CtKey, CtKey4, CtKey6, CtValue, CtValue4, CtValue6, FragKey,
+    FragValue, Iface, LbConfig, PAIR_MOVED, RangeKey4, RangeKey6, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6,
+    SvcValue,
 };
 use lb_common::counter::Counter;
 use lb_common::env::{Env, Insert, SockEnv, Table, Work};
@@ -32,9 +33,10 @@ pub fn config() -> Option<&'static LbConfig> {
 macro_rules! env {
     (
         $family:ident, $addr:ty, $svc_key:ident, $aff_key:ident, $key:ident, $value:ident,
-        svc $svc:ident, node $node:ident $node_key:ident, cidr $cidr:ident, range $range:ident $range_key:ident,
-        be $be:ident, generations $gen:ident, aff $aff:ident, ct $ct:ident, em $em:ident,
+        svc $svc:ident, node $node:ident $node_key:ident, src $src:ident, cidr $cidr:ident, range $range:ident $range_key:ident,
+        be $be:ident, generations $gen:ident, aff $aff:ident, ct $ct:ident, em $em:ident, frag $frag:ident,
         $refresh:ident $promote:ident $forget:ident $claim:ident $claim_snat:ident $reserve:ident $mark_pair:ident
+        $give_way:ident $meet_fragment:ident $remember_fragment:ident
     ) => {
         impl Env<$family> for BpfEnv {
             #[inline(always)]
@@ -60,6 +62,15 @@ macro_rules! env {
             fn node(&self, addr: $addr) -> u32 {
                 // SAFETY: as for services.
                 unsafe { $node.get($node_key { addr: addr.addr }) }.copied().unwrap_or(0)
+            }
+
+            #[inline(always)]
+            fn source_towards(&self, frontend: $addr) -> $addr {
+                // SAFETY: as for services.
+                match unsafe { $src.get($node_key { addr: frontend.addr }) } {
+                    Some(source) => source.addr.into(),
+                    None => $family::ZERO,
+                }
             }
 
             #[inline(always)]
@@ -159,6 +170,39 @@ macro_rules! env {
             }
 
             #[inline(always)]
+            fn pair_moved(&self, a: $addr, b: $addr) -> bool {
+                match pair(pair_slot($family::role_slot(a), $family::role_slot(b))) {
+                    // SAFETY: a byte of the filter, see `pair`.
+                    Some(byte) => unsafe { *byte & PAIR_MOVED != 0 },
+                    None => true,
+                }
+            }
+
+            #[inline(always)]
+            fn fragment(&self, key: &FragKey<$family>, into: &mut FragValue<$family>) -> bool {
+                // SAFETY: copied at once; the caller compares the tag, which an element of another key has not.
+                match unsafe { $frag.get(key) } {
+                    Some(value) => {
+                        *into = *value;
+                        true
+                    }
+                    None => false,
+                }
+            }
+
+            #[inline(always)]
+            fn fragment_set(&mut self, key: &FragKey<$family>, value: &FragValue<$family>) {
+                // a failure costs the datagram: its other fragments count as early ones
+                let _ = $frag.insert(key, value, BPF_ANY as u64);
+            }
+
+            #[inline(always)]
+            fn fragment_forget(&mut self, key: &FragKey<$family>) {
+                // mostly there is none
+                let _ = $frag.remove(key);
+            }
+
+            #[inline(always)]
             fn mark_pair(&mut self, _work: &mut Work<$family>) {
                 steps::$mark_pair();
             }
@@ -221,16 +265,36 @@ macro_rules! env {
             fn reserve(&mut self, _work: &mut Work<$family>, table: Table, role: Role) -> Reserve {
                 Reserve::of(steps::$reserve(number(table), role as u32))
             }
+
+            #[inline(always)]
+            fn give_way(&mut self, _work: &mut Work<$family>) {
+                steps::$give_way();
+            }
+
+            #[inline(always)]
+            fn meet_fragment(&mut self, _work: &mut Work<$family>, position: u8) -> bool {
+                steps::$meet_fragment(position as u32) != 0
+            }
+
+            #[inline(always)]
+            fn remember_fragment(&mut self, _work: &mut Work<$family>, position: u8) {
+                steps::$remember_fragment(position as u32);
+            }
         }
     };
 }
 
-/// Marks two addresses, given by their slots in the role filter, in the pair filter.
+/// Sets `PAIR_*` bits of two addresses, given by their slots in the role filter, in the pair filter.
 #[inline(always)]
-pub fn mark(a: u32, b: u32) {
+pub fn mark(a: u32, b: u32, bits: u8) {
     if let Some(byte) = pair(pair_slot(a, b)) {
-        // SAFETY: a byte of the filter, see `pair`; everybody writes the same value.
-        unsafe { *byte = 1 };
+        // SAFETY: a byte of the filter, see `pair`. Another CPU may set a bit of the same byte in the nanosecond
+        // between: PAIR_SEEN is in all that is written, and PAIR_MOVED is lost at worst, with that one connection.
+        unsafe {
+            if *byte & bits != bits {
+                *byte |= bits;
+            }
+        }
     }
 }
 
@@ -250,15 +314,17 @@ fn number(table: Table) -> u32 {
 
 env!(
     V4, Ip4, SvcKey4, AffKey4, CtKey4, CtValue4,
-    svc LB_SVC4, node LB_NODE4 Addr4, cidr LB_CIDR4, range LB_RANGE4 RangeKey4,
-    be LB_BE4, generations LB_GEN4, aff LB_AFF4, ct LB_CT4, em LB_EM4,
+    svc LB_SVC4, node LB_NODE4 Addr4, src LB_SRC4, cidr LB_CIDR4, range LB_RANGE4 RangeKey4,
+    be LB_BE4, generations LB_GEN4, aff LB_AFF4, ct LB_CT4, em LB_EM4, frag LB_FRAG4,
     lb_refresh4 lb_promote4 lb_forget4 lb_claim4 lb_claim_snat4 lb_reserve4 lb_mark_pair4
+    lb_give_way4 lb_meet_fragment4 lb_remember_frag4
 );
 env!(
     V6, Ip6, SvcKey6, AffKey6, CtKey6, CtValue6,
-    svc LB_SVC6, node LB_NODE6 Addr6, cidr LB_CIDR6, range LB_RANGE6 RangeKey6,
-    be LB_BE6, generations LB_GEN6, aff LB_AFF6, ct LB_CT6, em LB_EM6,
+    svc LB_SVC6, node LB_NODE6 Addr6, src LB_SRC6, cidr LB_CIDR6, range LB_RANGE6 RangeKey6,
+    be LB_BE6, generations LB_GEN6, aff LB_AFF6, ct LB_CT6, em LB_EM6, frag LB_FRAG6,
     lb_refresh6 lb_promote6 lb_forget6 lb_claim6 lb_claim_snat6 lb_reserve6 lb_mark_pair6
+    lb_give_way6 lb_meet_fragment6 lb_remember_frag6
 );
 
 impl SockEnv for BpfEnv {

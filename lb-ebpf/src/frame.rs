@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::{
     bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
 };
@@ -133,6 +133,20 @@ impl Frame for SkbFrame {
         // SAFETY: the source is N bytes of ours; the helper checks the destination and makes it writable.
         let failed = unsafe { bpf_skb_store_bytes(self.skb, off as u32, bytes.as_ptr().cast(), N as u32, 0) };
         (failed == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn store_summed<const N: usize>(&mut self, off: usize, bytes: &[u8; N]) -> Option<()> {
+        let flags = BPF_F_RECOMPUTE_CSUM as u64;
+        // SAFETY: as in `store`.
+        let failed =
+            unsafe { bpf_skb_store_bytes(self.skb, off as u32, bytes.as_ptr().cast(), N as u32, flags) };
+        (failed == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn crc32c_change(&self, change: [u8; 4], length: u32) -> u32 {
+        crate::steps::lb_crc32c(u32::from_ne_bytes(change), length)
     }
 
     #[inline(always)]

@@ -6,6 +6,7 @@
 mod env;
 mod frame;
 mod maps;
+mod neighbour;
 mod reroute;
 mod sock;
 mod steps;

@@ -3,7 +3,9 @@
 //! The stack routed the reply by the backend's address; its source is the frontend now, and rules that look at the
 //! source (`ip rule from`) may want another uplink. Asked only where the agent saw such rules.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_redir_neigh};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_redir_neigh,
+};
 use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh};
 use lb_common::counter::Counter;
 use lb_common::env::{Env, Work};
@@ -46,9 +48,8 @@ where
     route.__bindgen_anon_3.ipv6_src = words(F::wide(value.src));
     route.__bindgen_anon_4.ipv6_dst = words(F::wide(value.dst));
     // SAFETY: the program's context and a structure of ours of the given size.
-    let found = unsafe {
-        fib_lookup(skb.cast(), &raw mut route, size_of::<bpf_fib_lookup>() as i32, 0) as u32
-    };
+    let found =
+        unsafe { fib_lookup(skb.cast(), &raw mut route, size_of::<bpf_fib_lookup>() as i32, 0) as u32 };
     let usable = found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH;
     if !usable || route.ifindex == hook.ifindex || route.ifindex == 0 {
         return NEXT;

@@ -7,11 +7,12 @@ use lb_common::env::{Scratch, Table, Work};
 use lb_common::family::{Family, V4, V6};
 use lb_common::flow::Role;
 use lb_common::verdict::Verdict;
-use lb_common::{icmp, tc, track};
+use lb_common::{crc32c, fragment, icmp, straight, switch, tc, track};
 
 use crate::env::{BpfEnv, config, mark};
 use crate::frame::SkbFrame;
 use crate::maps::LB_SCRATCH;
+use crate::neighbour::neighbour;
 use crate::reroute::reroute;
 use crate::tc::NEXT;
 
@@ -56,10 +57,19 @@ impl Mine for V6 {
     }
 }
 
+/// [`crc32c::change`]; the four changed bytes as they lie in memory.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_crc32c(change: u32, length: u32) -> u32 {
+    crc32c::change(change.to_ne_bytes(), length)
+}
+
 macro_rules! steps {
     (
         $family:ident: $refresh:ident $promote:ident $forget:ident $claim:ident $claim_snat:ident $reserve:ident $mark_pair:ident
+        $give_way:ident $meet_fragment:ident $remember_fragment:ident
         $new_flow:ident $last_word:ident $to_backend:ident $guard_reply:ident $answer:ident $reset:ident
+        $fragment:ident $straight:ident $switch:ident $sctp:ident
         $icmp:ident $reroute:ident
     ) => {
         #[unsafe(no_mangle)]
@@ -117,9 +127,69 @@ macro_rules! steps {
         pub extern "C" fn $mark_pair() -> u32 {
             if let Some(scratch) = scratch() {
                 let flow = &$family::mine(scratch).flow;
-                mark($family::role_slot(flow.client), $family::role_slot(flow.backend));
+                mark($family::role_slot(flow.client), $family::role_slot(flow.backend), flow.pair_bits());
             }
             0
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $give_way() -> u32 {
+            if let Some(scratch) = scratch() {
+                track::give_way(&mut BpfEnv, $family::mine(scratch));
+            }
+            0
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $meet_fragment(position: u32) -> u32 {
+            let Some(scratch) = scratch() else { return 0 };
+            fragment::meet(&mut BpfEnv, $family::mine(scratch), position as u8) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $remember_fragment(position: u32) -> u32 {
+            if let Some(scratch) = scratch() {
+                fragment::remember(&mut BpfEnv, $family::mine(scratch), position as u8);
+            }
+            0
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $fragment(skb: *mut __sk_buff) -> u32 {
+            let (Some(config), Some(scratch)) = (config(), scratch()) else { return 0 };
+            let mut frame = SkbFrame::new::<$family>(skb, config);
+            tc::fragment(&mut frame, &mut BpfEnv, config, $family::mine(scratch)) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $sctp(skb: *mut __sk_buff) -> u32 {
+            let (Some(config), Some(scratch)) = (config(), scratch()) else { return 0 };
+            let mut frame = SkbFrame::new::<$family>(skb, config);
+            tc::sctp(&mut frame, &mut BpfEnv, config, $family::mine(scratch)) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $straight(skb: *mut __sk_buff) -> u32 {
+            let (Some(config), Some(scratch)) = (config(), scratch()) else { return 0 };
+            let mut frame = SkbFrame::new::<$family>(skb, config);
+            straight::straight(&mut frame, &mut BpfEnv, config, $family::mine(scratch)) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $switch(skb: *mut __sk_buff) -> u32 {
+            let (Some(config), Some(scratch)) = (config(), scratch()) else { return 0 };
+            let mut frame = SkbFrame::new::<$family>(skb, config);
+            let work = $family::mine(scratch);
+            let bridge = switch::master::<$family>(&BpfEnv, work.hook.ifindex);
+            work.neighbour = neighbour::<$family>(skb, bridge, work.value.src, work.value.dst);
+            switch::switch(&mut frame, &mut BpfEnv, work) as u32
         }
 
         #[unsafe(no_mangle)]
@@ -186,8 +256,12 @@ macro_rules! steps {
 }
 
 steps!(V4: lb_refresh4 lb_promote4 lb_forget4 lb_claim4 lb_claim_snat4 lb_reserve4 lb_mark_pair4
+    lb_give_way4 lb_meet_fragment4 lb_remember_frag4
     lb_new_flow4 lb_last_word4 lb_to_backend4 lb_guard_reply4 lb_answer4 lb_reset4
+    lb_fragment4 lb_straight4 lb_switch4 lb_sctp4
     lb_icmp4 lb_reroute4);
 steps!(V6: lb_refresh6 lb_promote6 lb_forget6 lb_claim6 lb_claim_snat6 lb_reserve6 lb_mark_pair6
+    lb_give_way6 lb_meet_fragment6 lb_remember_frag6
     lb_new_flow6 lb_last_word6 lb_to_backend6 lb_guard_reply6 lb_answer6 lb_reset6
+    lb_fragment6 lb_straight6 lb_switch6 lb_sctp6
     lb_icmp6 lb_reroute6);

@@ -32,8 +32,8 @@ pub fn ingress<const L3: usize>(ctx: &TcContext) -> i32 {
     match unsafe { (*skb).protocol } {
         // a frame for a VLAN device above, where it is met again without the tag
         _ if is_tagged(skb) => NEXT,
-        ETH_P_IP => carry_out4(Step::of(in4::<L3>(skb)), skb, OUT),
-        ETH_P_IPV6 => carry_out6(Step::of(in6::<L3>(skb)), skb, OUT),
+        ETH_P_IP => carry_in4(Step::of(in4::<L3>(skb)), skb),
+        ETH_P_IPV6 => carry_in6(Step::of(in6::<L3>(skb)), skb),
         _ => NEXT,
     }
 }
@@ -45,8 +45,8 @@ pub fn egress<const L3: usize>(ctx: &TcContext) -> i32 {
     // SAFETY: the program's context.
     match unsafe { (*skb).protocol } {
         _ if is_tagged(skb) => NEXT,
-        ETH_P_IP => carry_out4(Step::of(out4::<L3>(skb)), skb, IN),
-        ETH_P_IPV6 => carry_out6(Step::of(out6::<L3>(skb)), skb, IN),
+        ETH_P_IP => carry_out4(Step::of(out4::<L3>(skb)), skb),
+        ETH_P_IPV6 => carry_out6(Step::of(out6::<L3>(skb)), skb),
         _ => NEXT,
     }
 }
@@ -90,42 +90,56 @@ fn hook<const L3: usize>(skb: *mut __sk_buff) -> Hook {
     unsafe { Hook { l3: L3, ifindex: (*skb).ifindex, ingress_ifindex: (*skb).ingress_ifindex } }
 }
 
-macro_rules! carry_out {
-    ($name:ident $new_flow:ident $last_word:ident $to_backend:ident $guard_reply:ident $answer:ident $reset:ident $icmp:ident
-        $reroute:ident) => {
-        /// Carries out a step and those that it leads to; `back` are the flags of a redirect to the sender.
-        #[inline(always)]
-        fn $name(first: Step, skb: *mut __sk_buff, back: u64) -> i32 {
-            if first == Step::Pass {
-                return NEXT;
+/// Carries out a step and those that it leads to, in this order, for one family at one hook; `back` are the flags of a
+/// redirect to the sender. Only the steps of a direction are in its programs.
+macro_rules! carry {
+    ($($name:ident $back:ident $($reroute:ident)? [$($step:ident $run:ident ($($skb:ident $($position:ident)?)?)),*]
+        [$($end:ident $answer:ident),*])*) => {
+        $(
+            #[inline(always)]
+            fn $name(first: Step, skb: *mut __sk_buff) -> i32 {
+                let mut step = first;
+                if step == Step::Pass {
+                    return NEXT;
+                }
+                $(
+                    if step == Step::$step {
+                        step = Step::of($run($(carry!(@$skb skb) $(, $position as u32)?)?));
+                    }
+                )*
+                let verdict = match step {
+                    Step::Drop => 1,
+                    $(Step::Reroute => return $reroute(skb),)?
+                    $(Step::$end => $answer(skb),)*
+                    _ => 0,
+                };
+                match verdict {
+                    0 => NEXT,
+                    // SAFETY: the program's context, and a helper; the frame holds an answer to its sender.
+                    2 => unsafe { bpf_redirect((*skb).ifindex, $back) as i32 },
+                    _ => TC_ACT_SHOT as i32,
+                }
             }
-            let step = match first {
-                Step::NewFlow => Step::of($new_flow(skb)),
-                Step::LastWord => Step::of($last_word()),
-                Step::ToBackend => Step::of($to_backend(skb)),
-                Step::GuardReply => Step::of($guard_reply()),
-                Step::ErrorIn => Step::of($icmp(skb, POS_IN as u32)),
-                Step::ErrorOut => Step::of($icmp(skb, POS_OUT as u32)),
-                Step::Reroute => return $reroute(skb),
-                known => known,
-            };
-            let verdict = match step {
-                Step::Drop => 1,
-                Step::Answer => $answer(skb),
-                Step::Reset => $reset(skb),
-                _ => 0,
-            };
-            match verdict {
-                0 => NEXT,
-                // SAFETY: the program's context, and a helper; the frame holds an answer to its sender.
-                2 => unsafe { bpf_redirect((*skb).ifindex, back) as i32 },
-                _ => TC_ACT_SHOT as i32,
-            }
-        }
+        )*
     };
+    (@skb $skb:ident) => { $skb };
 }
 
-carry_out!(carry_out4 lb_new_flow4 lb_last_word4 lb_to_backend4 lb_guard_reply4 lb_answer4 lb_reset4 lb_icmp4
-    lb_reroute4);
-carry_out!(carry_out6 lb_new_flow6 lb_last_word6 lb_to_backend6 lb_guard_reply6 lb_answer6 lb_reset6 lb_icmp6
-    lb_reroute6);
+carry! {
+    carry_in4 OUT
+        [NewFlow lb_new_flow4(skb), Fragment lb_fragment4(skb), Straight lb_straight4(skb), Sctp lb_sctp4(skb),
+         Switch lb_switch4(skb), ErrorIn lb_icmp4(skb POS_IN)]
+        [Answer lb_answer4]
+    carry_in6 OUT
+        [NewFlow lb_new_flow6(skb), Fragment lb_fragment6(skb), Straight lb_straight6(skb), Sctp lb_sctp6(skb),
+         Switch lb_switch6(skb), ErrorIn lb_icmp6(skb POS_IN)]
+        [Answer lb_answer6]
+    carry_out4 IN lb_reroute4
+        [ToBackend lb_to_backend4(skb), LastWord lb_last_word4(), GuardReply lb_guard_reply4(), Fragment lb_fragment4(skb),
+         Sctp lb_sctp4(skb), ErrorOut lb_icmp4(skb POS_OUT)]
+        [Answer lb_answer4, Reset lb_reset4]
+    carry_out6 IN lb_reroute6
+        [ToBackend lb_to_backend6(skb), LastWord lb_last_word6(), GuardReply lb_guard_reply6(), Fragment lb_fragment6(skb),
+         Sctp lb_sctp6(skb), ErrorOut lb_icmp6(skb POS_OUT)]
+        [Answer lb_answer6, Reset lb_reset6]
+}

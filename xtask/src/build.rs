@@ -13,13 +13,65 @@ use crate::{elf, packages, paths, toolchain};
 /// # Errors
 /// When a tool is missing and can't be had, the build fails, or a panic path survived in the object.
 pub(crate) fn ebpf(force: bool) -> Result<PathBuf> {
+    object(&paths::object(), None, force)
+}
+
+/// Builds the kernel programs and then the agent, which embeds them. Returns the agent's path.
+///
+/// # Errors
+/// As [`ebpf`], and when the agent does not build.
+pub(crate) fn agent() -> Result<PathBuf> {
+    ebpf(false)?;
+    step("building lb-agent", || run(&mut agent_build()))?;
+    Ok(paths::agent())
+}
+
+/// The feature by which tables have another layout, for tests of upgrades.
+const NEXT: &str = "abi-next";
+
+/// Builds an agent whose tables have another layout, with its kernel programs; or takes the one that `$LB_AGENT_NEXT`
+/// names. Returns its path.
+///
+/// # Errors
+/// As [`agent`].
+pub(crate) fn agent_next() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("LB_AGENT_NEXT").map(PathBuf::from) {
+        return path.canonicalize().with_context(|| path.display().to_string());
+    }
+    let object = object(&paths::object_next(), Some(NEXT), false)?;
+    let (agent, next, aside) = (paths::agent(), paths::agent_next(), paths::agent().with_extension("aside"));
+    // cargo has one place for both
+    let had = agent.exists();
+    if had {
+        fs::rename(&agent, &aside)?;
+    }
+    let built = step("building lb-agent with another layout of its tables", || {
+        run(agent_build().args(["--features", NEXT]).env("LB_EBPF_OBJECT", &object))
+    })
+    .and_then(|()| fs::rename(&agent, &next).with_context(|| next.display().to_string()));
+    if had {
+        fs::rename(&aside, &agent)?;
+    }
+    built.map(|()| next)
+}
+
+fn agent_build() -> std::process::Command {
+    let mut cargo = clean(cargo_program());
+    cargo
+        .current_dir(paths::root())
+        .args(["build", "--release", "--package", "lb-agent"])
+        .env("CARGO_TARGET_DIR", paths::target());
+    cargo
+}
+
+fn object(object: &Path, feature: Option<&str>, force: bool) -> Result<PathBuf> {
     packages::need(&[("cc", "build-essential")])?;
     let tools = toolchain::find()?;
     let home = paths::target().join("ebpf");
     if force {
         fs::remove_dir_all(&home).ok();
     }
-    step("building the kernel programs (lb-ebpf)", || {
+    step(&format!("building the kernel programs (lb-ebpf {})", feature.unwrap_or_default()), || {
         let mut cargo = clean(&tools.cargo);
         cargo
             .current_dir(paths::root().join("lb-ebpf"))
@@ -32,6 +84,8 @@ pub(crate) fn ebpf(force: bool) -> Result<PathBuf> {
                 "bpfel-unknown-none",
                 "-Z",
                 "build-std=core",
+                "--features",
+                feature.unwrap_or_default(),
             ])
             .env("RUSTC", &tools.rustc)
             .env("CARGO_TARGET_DIR", &home)
@@ -42,27 +96,11 @@ pub(crate) fn ebpf(force: bool) -> Result<PathBuf> {
         run(&mut cargo)
     })?;
     let built = home.join("bpfel-unknown-none/release/lb-ebpf");
-    let object = paths::object();
-    publish(&built, &object)?;
-    let panics = elf::panic_symbols(&fs::read(&object)?).with_context(|| object.display().to_string())?;
+    publish(&built, object)?;
+    let panics = elf::panic_symbols(&fs::read(object)?).with_context(|| object.display().to_string())?;
     ensure!(panics.is_empty(), "a panic path survived in the kernel programs: {}", panics.join(", "));
-    eprintln!("    target/lb-ebpf.o ({} KiB, no panic symbol)", fs::metadata(&object)?.len() / 1024);
-    Ok(object)
-}
-
-/// Builds the kernel programs and then the agent, which embeds them. Returns the agent's path.
-///
-/// # Errors
-/// As [`ebpf`], and when the agent does not build.
-pub(crate) fn agent() -> Result<PathBuf> {
-    ebpf(false)?;
-    step("building lb-agent", || {
-        run(clean(cargo_program())
-            .current_dir(paths::root())
-            .args(["build", "--release", "--package", "lb-agent"])
-            .env("CARGO_TARGET_DIR", paths::target()))
-    })?;
-    Ok(paths::agent())
+    eprintln!("    {} ({} KiB, no panic symbol)", object.display(), fs::metadata(object)?.len() / 1024);
+    Ok(object.to_owned())
 }
 
 /// The agent that was named, or a fresh one.

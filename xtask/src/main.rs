@@ -37,6 +37,9 @@ enum Command {
         /// Builds again although nothing changed
         #[arg(long)]
         force: bool,
+        /// Builds kernel programs and agent with another layout of their tables, for tests of upgrades
+        #[arg(long, conflicts_with = "force")]
+        next: bool,
     },
     /// Shows a small cluster of network namespaces served by real agents
     Demo {
@@ -92,11 +95,19 @@ enum Command {
     },
     /// Runs the tests with real sockets alone
     Netns {
-        /// Part of the cases' names
+        /// Part of the cases' names, or several with commas
         case: Option<String>,
         /// An agent that is built already
         #[arg(long)]
         agent: Option<PathBuf>,
+    },
+    /// Runs the conformance kit alone, fed by manifests, in all its variants or one
+    Conformance {
+        /// default, hostile, exact-masquerade, socket-lb-all
+        variant: Option<String>,
+        /// Ids of cases, with commas
+        #[arg(long)]
+        only: Option<String>,
     },
     /// Runs the tests with a real kube-apiserver alone
     Api {
@@ -145,7 +156,8 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<bool> {
     match command {
         Command::Test { levels } => return Ok(test::run(&levels)),
-        Command::BuildEbpf { force } => build::ebpf(force).map(drop),
+        Command::BuildEbpf { next: true, .. } => build::agent_next().map(drop),
+        Command::BuildEbpf { force, .. } => build::ebpf(force).map(drop),
         Command::Demo { remove: true, .. } => demo::remove(),
         Command::Demo { keep, agent, .. } => demo::run(keep, agent),
         Command::Verify { bless } => {
@@ -159,6 +171,13 @@ fn dispatch(command: Command) -> Result<bool> {
             let (passed, failed) = netns::run(&build::agent_or(agent)?, case.as_deref())?;
             println!("{passed} passed, {failed} failed, 0 skipped");
             return Ok(failed == 0);
+        }
+        Command::Conformance { variant, only } => {
+            build::agent()?;
+            let feed = test::conformance::Feed::Manifests;
+            let tally = test::conformance::run(feed, variant.as_deref(), only.as_deref())?;
+            println!("{tally}");
+            return Ok(tally.failed == 0);
         }
         Command::Cluster { command } => return cluster::act(command),
         Command::Api { case, agent } => {

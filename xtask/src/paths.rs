@@ -24,6 +24,16 @@ pub(crate) fn agent() -> PathBuf {
     target().join("release/lb-agent")
 }
 
+/// [`object`] with another layout of its tables.
+pub(crate) fn object_next() -> PathBuf {
+    target().join("lb-ebpf-next.o")
+}
+
+/// [`agent`] with another layout of its tables.
+pub(crate) fn agent_next() -> PathBuf {
+    target().join("release/lb-agent-next")
+}
+
 /// Tools built for this workspace alone.
 pub(crate) fn tools() -> PathBuf {
     target().join("tools")

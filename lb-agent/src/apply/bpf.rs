@@ -13,12 +13,7 @@ use lb_common::abi::{
 use super::mapset::{Failure, MapSet, Table, for_each_table};
 use super::raw::Raw;
 use crate::desired::Prefix;
-use crate::sys::bpf::{ARRAY, RawMap};
-
-/// Entries of one batch: some 100 kB of buffers at most.
-const BATCH: usize = 1024;
-/// The kernel's own errno for "no such operation on this map", unknown to libc.
-const ENOTSUPP: i32 = 524;
+use crate::sys::bpf::{ARRAY, BATCH, RawMap, no_batches};
 
 /// One map with typed keys and values.
 #[derive(Debug)]
@@ -82,15 +77,11 @@ impl<K: Raw, V: Raw> BpfTable<K, V> {
     }
 }
 
-fn no_batches(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | ENOTSUPP))
-}
-
 impl<K: Raw, V: Raw> Table<K, V> for BpfTable<K, V> {
     fn write(&mut self, entries: &[(K, V)]) -> Vec<Failure> {
         let mut failures = Vec::new();
-        for (number, chunk) in entries.chunks(BATCH).enumerate() {
-            self.write_chunk(chunk, number * BATCH, &mut failures);
+        for (number, chunk) in entries.chunks(BATCH as usize).enumerate() {
+            self.write_chunk(chunk, number * BATCH as usize, &mut failures);
         }
         failures
     }
@@ -108,45 +99,13 @@ impl<K: Raw, V: Raw> Table<K, V> for BpfTable<K, V> {
     fn read(&mut self) -> io::Result<Vec<(K, V)>> {
         let array = self.is_array();
         let mut entries = Vec::new();
-        for_each_entry(&self.map, |key, value| {
+        self.map.for_each(|key, value| {
             if !array || value.iter().any(|byte| *byte != 0) {
                 entries.push((K::get(key), V::get(value)));
             }
         })?;
         Ok(entries)
     }
-}
-
-/// Calls `visit` with the bytes of every entry.
-fn for_each_entry(map: &RawMap, mut visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
-    let key_size = map.info().key_size as usize;
-    let mut from = None;
-    let mut count = BATCH as u32;
-    loop {
-        match map.lookup_batch(from.as_deref(), count) {
-            Ok(batch) => {
-                let values = batch.values.chunks_exact(map.value_len());
-                batch.keys.chunks_exact(key_size).zip(values).for_each(|(key, value)| visit(key, value));
-                from = batch.next;
-                if from.is_none() {
-                    return Ok(());
-                }
-            }
-            // A bucket that is longer than the batch.
-            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && count < 1 << 20 => count *= 2,
-            Err(error) if no_batches(&error) && from.is_none() => break,
-            Err(error) => return Err(error),
-        }
-    }
-    let mut value = vec![0; map.value_len()];
-    let mut key = map.next_key(None)?;
-    while let Some(found) = key {
-        if map.lookup(&found, &mut value)? {
-            visit(&found, &value);
-        }
-        key = map.next_key(Some(&found))?;
-    }
-    Ok(())
 }
 
 macro_rules! bpf_maps {

@@ -96,7 +96,10 @@ pub(super) fn attach_links(ebpf: &Ebpf, pins: &Pins, set: &BTreeMap<u32, Attachm
                 present.insert((index, direction.word()));
             }
             Ok(Adopted::Dropped) => report.detached += 1,
-            Err(source) => report.failed(index, "replacing the program of a link", source),
+            Err(source) => {
+                report.stale += 1;
+                report.failed(index, "replacing the program of a link", source);
+            }
         }
     }
     for (index, attachment) in set {

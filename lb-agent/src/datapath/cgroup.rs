@@ -39,10 +39,16 @@ pub(super) fn root(given: Option<&Path>) -> Result<PathBuf, DatapathError> {
     if let Some(folder) = given {
         return named(folder);
     }
+    let places = [("/proc/self/mountinfo", "/"), ("/proc/1/mountinfo", "/proc/1/root")];
+    let texts = places.map(|(file, prefix)| (std::fs::read_to_string(file).unwrap_or_default(), prefix));
+    search(&texts, is_root).map_err(DatapathError::Cgroup)
+}
+
+/// The first mount of cgroup v2 that is the hierarchy's root, in mountinfo texts with the folder their paths are in.
+fn search(places: &[(String, &str)], is_root: impl Fn(&Path) -> bool) -> Result<PathBuf, String> {
     let mut found = Vec::new();
-    for (mounts, prefix) in [("/proc/self/mountinfo", "/"), ("/proc/1/mountinfo", "/proc/1/root")] {
-        let text = std::fs::read_to_string(mounts).unwrap_or_default();
-        for mount in cgroup2_mounts(&text) {
+    for (text, prefix) in places {
+        for mount in cgroup2_mounts(text) {
             let folder = Path::new(prefix).join(mount.trim_start_matches('/'));
             if is_root(&folder) {
                 return Ok(folder);
@@ -51,11 +57,11 @@ pub(super) fn root(given: Option<&Path>) -> Result<PathBuf, DatapathError> {
         }
     }
     found.dedup();
-    Err(DatapathError::Cgroup(if found.is_empty() {
+    Err(if found.is_empty() {
         "no cgroup v2 file system is mounted".to_owned()
     } else {
         format!("{} is not the node's cgroup root but that of a cgroup namespace", found.join(", "))
-    }))
+    })
 }
 
 /// Whether a folder is the root of the whole hierarchy: only that has no `cgroup.events`.
@@ -186,7 +192,29 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_no_cgroup_is_refused() {
+    fn a_container_finds_the_nodes_root_and_refuses_its_own() {
+        let own = "40 30 0:27 / /sys/fs/cgroup ro - cgroup2 cgroup rw";
+        let mounted = "41 30 0:26 / /host/cgroup ro - tmpfs tmpfs rw\n\
+                       42 41 0:27 / /host/cgroup/unified ro - cgroup2 cgroup2 rw";
+        let process_1 = "31 30 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw";
+        let with = |own: String, one: &str, root: &'static str| {
+            search(&[(own, "/"), (one.to_owned(), "/proc/1/root")], |folder| folder == Path::new(root))
+        };
+        let both = format!("{own}\n{mounted}");
+        assert_eq!(with(both.clone(), "", "/host/cgroup/unified"), Ok("/host/cgroup/unified".into()));
+        let by_one = with(own.to_owned(), process_1, "/proc/1/root/sys/fs/cgroup");
+        assert_eq!(by_one, Ok("/proc/1/root/sys/fs/cgroup".into()));
+        let error = with(both, "", "/nowhere").unwrap_err();
+        assert!(error.contains("/sys/fs/cgroup, /host/cgroup/unified is not the node's"), "{error}");
+        assert!(with(String::new(), "", "/").unwrap_err().contains("no cgroup v2"));
+    }
+
+    #[test]
+    fn a_folder_that_is_no_cgroup_is_refused_and_a_hybrid_hosts_is_understood() {
         assert!(matches!(root(Some(Path::new("/proc"))), Err(DatapathError::Cgroup(_))));
+        let folder = Path::new("/sys/fs/cgroup");
+        if folder.join("unified/cgroup.controllers").exists() {
+            assert_eq!(root(Some(folder)).unwrap(), folder.join("unified"));
+        }
     }
 }

@@ -3,25 +3,36 @@
 use std::io;
 
 use super::pins::{self, Pins};
+use super::sets::{self, Set, Survey};
 use super::{AttachError, CleanupReport, DatapathError, Options, attach, owner_of, probe, reserved};
 
 /// See [`super::Datapath::cleanup`].
 pub(super) fn cleanup(options: &Options) -> Result<CleanupReport, DatapathError> {
     let mut report = CleanupReport::default();
-    let pins = Pins::new(&options.bpffs);
-    if !probe::is_bpffs(&options.bpffs) || !pins.folder().exists() {
+    if !probe::is_bpffs(&options.bpffs) {
         return Ok(report);
     }
-    let owner = owner_of(options, &pins)?.unwrap_or_default();
-    remove_links(&pins, &mut report);
-    if owner.filters {
+    let at = |source| DatapathError::Sets { folder: options.bpffs.clone(), source };
+    let Survey { live, sources, doomed } = sets::survey(&options.bpffs).map_err(at)?;
+    let sets: Vec<Set> = sources.into_iter().chain(live).collect();
+    let mut owners = Vec::new();
+    for set in &sets {
+        owners.push(owner_of(options, set)?.unwrap_or_default());
+    }
+    let reserved: Vec<_> = owners.iter().flat_map(|owner| owner.reserved.clone()).collect();
+    for set in &sets {
+        remove_links(&Pins::at(set.folder.clone()), &mut report);
+    }
+    if owners.iter().any(|owner| owner.filters) {
         remove_filters(&mut report);
     }
-    if let Err(source) = reserved::remove(&owner.reserved) {
+    if let Err(source) = reserved::remove(&reserved) {
         let interface = "ip_local_reserved_ports".to_owned();
         report.errors.push(AttachError { interface, what: "restoring", source });
     }
-    remove_maps(&pins, &mut report);
+    for folder in sets.into_iter().map(|set| set.folder).chain(doomed) {
+        remove_maps(&Pins::at(folder), &mut report);
+    }
     Ok(report)
 }
 
@@ -66,7 +77,7 @@ fn remove_filters(report: &mut CleanupReport) {
 fn remove_maps(pins: &Pins, report: &mut CleanupReport) {
     let folder = pins.folder();
     for name in pins::list(folder).unwrap_or_default() {
-        if name == "links" {
+        if name == sets::LINKS {
             continue;
         }
         match pins::remove(&folder.join(&name)) {
@@ -83,7 +94,7 @@ fn remove_maps(pins: &Pins, report: &mut CleanupReport) {
             source,
         });
     }
-    // Other versions may have their folders beside ours.
+    // The last set takes the folder along.
     if let Some(parent) = folder.parent() {
         let _ = std::fs::remove_dir(parent);
     }

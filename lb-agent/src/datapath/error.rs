@@ -72,21 +72,28 @@ pub enum DatapathError {
         #[source]
         source: Box<aya::programs::ProgramError>,
     },
-    /// A pinned map of another shape.
-    #[error(
-        "pinned map {name}: {what}; run `lb-agent cleanup` (which ends balanced connections) and start again"
-    )]
-    Mismatch {
-        /// Its name.
-        name: &'static str,
-        /// The difference.
-        what: String,
-    },
     /// Somebody else's pins.
-    #[error("{} holds the pins of another node or network namespace: give this one a --bpffs of its own", .folder.display())]
+    #[error(
+        "{} holds the pins of {theirs}, this is {ours}: give this one a --bpffs of its own, or remove the others with \
+         `lb-agent cleanup --bpffs {}` where they belong to",
+        .folder.display(), .folder.ancestors().nth(2).unwrap_or(.folder).display()
+    )]
     Foreign {
         /// The pin folder.
         folder: PathBuf,
+        /// Whose they are.
+        theirs: String,
+        /// Who we are.
+        ours: String,
+    },
+    /// The sets of pins.
+    #[error("the pins below {}: {source}", .folder.display())]
+    Sets {
+        /// The bpffs.
+        folder: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
     },
     /// A pin.
     #[error("{}: {source}", .path.display())]
@@ -124,11 +131,22 @@ pub struct AttachReport {
     pub replaced: usize,
     /// Ones that went.
     pub detached: usize,
+    /// Links that still hold a program of an earlier agent.
+    pub stale: usize,
     /// What failed.
     pub errors: Vec<AttachError>,
 }
 
 impl AttachReport {
+    /// Adds another report.
+    pub(super) fn merge(&mut self, other: AttachReport) {
+        self.attached += other.attached;
+        self.replaced += other.replaced;
+        self.detached += other.detached;
+        self.stale += other.stale;
+        self.errors.extend(other.errors);
+    }
+
     pub(super) fn failed(&mut self, index: u32, what: &'static str, source: io::Error) {
         self.errors.push(AttachError { interface: index.to_string(), what, source });
     }

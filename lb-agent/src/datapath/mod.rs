@@ -7,15 +7,19 @@
 //! Read [`Datapath`] first.
 
 mod attach;
+mod carry;
 mod cgroup;
 mod cleanup;
 mod counters;
 mod error;
 mod load;
+mod manifest;
 pub mod memory;
+mod migrate;
 mod pins;
 mod probe;
 mod reserved;
+mod sets;
 pub mod sizes;
 
 use std::collections::BTreeMap;
@@ -23,12 +27,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
-use lb_common::abi::names;
+use lb_common::abi::{ABI_VERSION, names};
 
 pub use error::{AttachError, AttachReport, CleanupReport, DatapathError};
 pub use load::ObjectSource;
 pub use memory::Memory;
-pub use sizes::{KeptSize, Sizes};
+pub use sizes::Sizes;
 
 use crate::apply::Applier;
 use crate::apply::bpf::BpfMaps;
@@ -36,7 +40,11 @@ use crate::desired::Desired;
 use crate::links::{Attachment, NodeNet};
 use crate::model::settings::Limits;
 use crate::sys::bpf;
+use load::Object;
+use manifest::Manifest;
+use migrate::Migration;
 use pins::{Owner, Pins};
+use sets::{Set, Survey};
 
 /// What [`Datapath::open`] needs to know.
 #[derive(Clone, Debug)]
@@ -77,18 +85,24 @@ impl Options {
 #[derive(Debug)]
 pub struct Datapath {
     ebpf: Ebpf,
+    bpffs: PathBuf,
     pins: Pins,
+    /// Tables of an earlier agent that are to be taken over.
+    migration: Option<Migration>,
     owner: Owner,
     cgroup: Option<PathBuf>,
-    /// Maps of another size than was asked for.
-    kept: Vec<KeptSize>,
     tcx: bool,
+    /// This node's name.
+    node: String,
+    /// Names of the pinned links after the last change.
+    links: Vec<String>,
     /// Interfaces with filters of this process's programs, by ifindex.
     filters: BTreeMap<u32, Attachment>,
 }
 
 impl Datapath {
-    /// Loads the programs into the kernel, over the maps that an earlier agent left, or new ones.
+    /// Loads the programs into the kernel, over the maps that an earlier agent left, or new ones. Maps of another
+    /// layout or size are taken over into new ones, beside them, by the next [`Datapath::attach`]: see [`migrate`].
     ///
     /// Attaches nothing. Adds the NodePort range to `ip_local_reserved_ports` (not being able to is a warning). No
     /// memory limit is raised: since kernel 5.11 BPF memory counts against the memory cgroup.
@@ -98,9 +112,13 @@ impl Datapath {
     pub fn open(options: &Options) -> Result<Self, DatapathError> {
         probe::kernel_floor()?;
         probe::bpffs(&options.bpffs)?;
-        let pins = Pins::new(&options.bpffs);
-        let mut owner = claim(options, &pins)?;
-        let (ebpf, kept) = load::load(options, &pins)?;
+        let object = Object::parse(options)?;
+        let (pins, migration) = place(options, &object)?;
+        let mut owner = claim(options, &pins, migration.is_none())?;
+        let ebpf = object.load(options, &pins)?;
+        if let Some(migration) = &migration {
+            migration.prepare(&pins).map_err(|source| at(options, source))?;
+        }
         let tcx = !options.clsact && attach::program_fd(&ebpf, names::LB_TC_IN).is_ok_and(probe::tcx);
         if !tcx {
             tracing::info!("no TCX links on this kernel (6.6) or not wanted: using clsact filters");
@@ -110,8 +128,9 @@ impl Datapath {
             owner.store(&pins)?;
         }
         reserve(options.nodeports, &mut owner, &pins);
-        let cgroup = options.cgroup.clone();
-        Ok(Datapath { ebpf, pins, owner, cgroup, kept, tcx, filters: BTreeMap::new() })
+        let (bpffs, cgroup) = (options.bpffs.clone(), options.cgroup.clone());
+        let (node, links, filters) = (options.node_name.clone(), Vec::new(), BTreeMap::new());
+        Ok(Datapath { ebpf, bpffs, pins, migration, owner, cgroup, tcx, node, links, filters })
     }
 
     /// The tables, for [`crate::apply::Applier`].
@@ -122,16 +141,12 @@ impl Datapath {
         BpfMaps::open(self.pins.folder())
     }
 
-    /// Pinned maps that have another capacity than [`Options::sizes`] asks for, and keep it.
-    #[must_use]
-    pub fn kept_sizes(&self) -> &[KeptSize] {
-        &self.kept
-    }
-
     /// What a plan may use: the capacities of the maps as they are.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        sizes::limits(|map| bpf::map_info(bpf::obj_get(&self.pins.map(map)).ok()?).ok().map(|i| i.max_entries))
+        sizes::limits(|map| {
+            bpf::map_info(bpf::obj_get(&self.pins.map(map)).ok()?).ok().map(|i| i.max_entries)
+        })
     }
 
     /// What the maps cost.
@@ -152,9 +167,15 @@ impl Datapath {
     /// # Errors
     /// A map is missing (no agent ran there), of another shape, or unreadable.
     pub fn read(bpffs: &Path) -> io::Result<Desired> {
-        let maps = BpfMaps::open(Pins::new(bpffs).folder())?;
+        let maps = BpfMaps::open(Pins::live(bpffs).folder())?;
         let applier = Applier::new(maps).map_err(io::Error::other)?;
         Ok(applier.actual().clone())
+    }
+
+    /// Where the maps are pinned that serve below a bpffs mount point.
+    #[must_use]
+    pub fn live_folder(bpffs: &Path) -> PathBuf {
+        sets::live_folder(bpffs)
     }
 
     /// Where the maps are pinned.
@@ -174,6 +195,85 @@ impl Datapath {
     /// Idempotent, cheap when nothing changed. Programs of an earlier agent are replaced in place. `net` gives the
     /// names, which filters (but not TCX links) go by.
     pub fn attach(&mut self, net: &NodeNet, set: &BTreeMap<u32, Attachment>) -> AttachReport {
+        let mut report = AttachReport::default();
+        if let Err(error) = self.repair() {
+            report.errors.push(migrating("putting pins back", io::Error::other(error)));
+        }
+        if let Some(migration) = &mut self.migration
+            && let Err(source) = migration.begin(&self.pins)
+        {
+            report.errors.push(migrating("moving the tables", source));
+            return report;
+        }
+        report.merge(self.replace(net, set));
+        if let Some(migration) = &mut self.migration
+            && let Err(source) = migration.settle(&self.pins, report.stale == 0)
+        {
+            report.errors.push(migrating("moving what was missing in the tables", source));
+        }
+        self.note_links();
+        report
+    }
+
+    /// Remembers which links there are to be.
+    fn note_links(&mut self) {
+        self.links = pins::list(&self.pins.links()).unwrap_or_default();
+    }
+
+    /// Removes the tables that this agent has taken over, once none of its programs uses them any more: after
+    /// [`Datapath::attach`] without stale links, and the socket programs. Cheap when there are none.
+    ///
+    /// # Errors
+    /// As the kernel says; to be called again.
+    pub fn finish_migration(&mut self) -> io::Result<()> {
+        let Some(migration) = &mut self.migration else { return Ok(()) };
+        if let Some(folder) = migration.finish(&self.bpffs, &self.pins)? {
+            self.pins = Pins::at(folder);
+            self.migration = None;
+        }
+        Ok(())
+    }
+
+    /// Whether all pins are where they were put. A few system calls.
+    ///
+    /// Without their pins the maps live on in the programs, but a link that loses its pin takes its program along:
+    /// attached again by the next [`Datapath::attach`].
+    #[must_use]
+    pub fn intact(&self) -> bool {
+        let maps = pins::list(self.pins.folder()).unwrap_or_default();
+        let links = pins::list(&self.pins.links()).unwrap_or_default();
+        names::PINNED_MAPS.iter().all(|name| maps.iter().any(|map| map == name))
+            && self.links.iter().all(|name| links.contains(name))
+    }
+
+    /// Puts back pins that somebody removed, or whose file system was unmounted: the maps are still ours.
+    fn repair(&self) -> Result<(), DatapathError> {
+        let missing = |name: &&&str| !self.pins.map(name).exists();
+        let missing: Vec<&&str> = names::PINNED_MAPS.iter().filter(missing).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        probe::bpffs(&self.bpffs)?;
+        if self.migration.is_none() {
+            self.pins.create()?;
+        }
+        for name in &missing {
+            let path = self.pins.map(name);
+            if let Some(map) = self.ebpf.map(name) {
+                map.pin(&path)
+                    .map_err(|error| DatapathError::Pin { path, source: io::Error::other(error) })?;
+            }
+        }
+        let at = |source| DatapathError::Sets { folder: self.bpffs.clone(), source };
+        if !self.pins.map(manifest::MANIFEST).exists() {
+            Manifest::of_this_agent(&self.node).store(self.pins.folder()).map_err(at)?;
+        }
+        self.owner.store(&self.pins)?;
+        tracing::warn!(pins = missing.len(), folder = %self.pins.folder().display(), "Pins were gone and were put back");
+        Ok(())
+    }
+
+    fn replace(&mut self, net: &NodeNet, set: &BTreeMap<u32, Attachment>) -> AttachReport {
         if !self.tcx {
             let mut report = attach::attach_filters(&mut self.ebpf, net, set, &mut self.filters);
             // Links of an agent that had TCX: after the filters, so that no packet meets neither.
@@ -210,14 +310,18 @@ impl Datapath {
     ///
     /// # Errors
     /// [`DatapathError::Cgroup`] if there is none; what could not be attached is in the report.
-    pub fn attach_sockets(&self) -> Result<AttachReport, DatapathError> {
+    pub fn attach_sockets(&mut self) -> Result<AttachReport, DatapathError> {
         let folder = cgroup::root(self.cgroup.as_deref())?;
-        Ok(cgroup::attach(&self.ebpf, &self.pins, &folder))
+        let report = cgroup::attach(&self.ebpf, &self.pins, &folder);
+        self.note_links();
+        Ok(report)
     }
 
     /// Takes the socket programs off (`--socket-lb off`). Connected sockets stay connected to their backends.
-    pub fn detach_sockets(&self) -> AttachReport {
-        cgroup::detach(&self.pins)
+    pub fn detach_sockets(&mut self) -> AttachReport {
+        let report = cgroup::detach(&self.pins);
+        self.note_links();
+        report
     }
 
     /// What this agent added to `ip_local_reserved_ports`, inclusive.
@@ -239,7 +343,7 @@ impl Datapath {
     /// # Errors
     /// The map is missing or can't be read.
     pub fn read_counters(bpffs: &Path) -> io::Result<Vec<u64>> {
-        counters::read(&Pins::new(bpffs).map(names::LB_COUNTERS))
+        counters::read(&Pins::live(bpffs).map(names::LB_COUNTERS))
     }
 
     /// Removes everything from the kernel that an agent on this bpffs left, and restores
@@ -252,29 +356,86 @@ impl Datapath {
     }
 }
 
-/// Whose pins these are, if they are ours.
-fn owner_of(options: &Options, pins: &Pins) -> Result<Option<Owner>, DatapathError> {
-    let cookie = crate::sys::netns_cookie().map_err(DatapathError::Cookie)?;
-    let node = pins::node_hash(&options.node_name);
-    match Owner::load(pins)? {
-        Some(owner) if owner.cookie != cookie || (owner.node != node && !options.node_name.is_empty()) => {
-            Err(DatapathError::Foreign { folder: pins.folder().to_owned() })
+fn migrating(what: &'static str, source: io::Error) -> AttachError {
+    AttachError { interface: "tables of an earlier agent".to_owned(), what, source }
+}
+
+fn at(options: &Options, source: io::Error) -> DatapathError {
+    DatapathError::Sets { folder: options.bpffs.clone(), source }
+}
+
+/// Where this agent's pins are to be, and what it has to take over for that.
+fn place(options: &Options, object: &Object) -> Result<(Pins, Option<Migration>), DatapathError> {
+    let said = |source| at(options, source);
+    let Survey { live, sources, doomed } = sets::survey(&options.bpffs).map_err(said)?;
+    for set in sources.iter().chain(&live) {
+        owner_of(options, set)?;
+    }
+    for folder in &doomed {
+        sets::remove(folder).map_err(said)?;
+    }
+    let Some(live) = live else {
+        return Ok((Pins::at(options.bpffs.join(names::PIN_FOLDER)), None));
+    };
+    let found = Manifest::load(&live.folder, live.version).map_err(said)?;
+    let difference = if live.version == ABI_VERSION {
+        object.difference(&live.folder, &found)?
+    } else {
+        Some(("all", format!("they are of version {}, this agent's are of {ABI_VERSION}", live.version)))
+    };
+    match difference {
+        None => {
+            let unfinished = !sources.is_empty() || live.staged;
+            let migration = unfinished.then(|| Migration::resume(sources)).transpose().map_err(said)?;
+            Ok((Pins::at(live.folder), migration))
         }
-        found => Ok(found),
+        Some((table, what)) => {
+            tracing::info!(table, what, folder = %live.folder.display(), "Pinned tables differ: migrating");
+            let pins = Pins::at(sets::stage(&options.bpffs).map_err(said)?);
+            let migration = Migration::plan([vec![live], sources].concat(), &pins, object).map_err(said)?;
+            Ok((pins, Some(migration)))
+        }
     }
 }
 
-/// Makes the pin folder ours, or refuses it.
-fn claim(options: &Options, pins: &Pins) -> Result<Owner, DatapathError> {
-    if let Some(owner) = owner_of(options, pins)? {
+/// Whose a set of pins is; refuses another node's. `None`: nobody has written it down yet.
+fn owner_of(options: &Options, set: &Set) -> Result<Option<Owner>, DatapathError> {
+    let cookie = crate::sys::netns_cookie().map_err(DatapathError::Cookie)?;
+    let Some(owner) = Owner::load(&Pins::at(set.folder.clone()))? else { return Ok(None) };
+    let foreign = |theirs: String, ours: String| {
+        Err(DatapathError::Foreign { folder: set.folder.clone(), theirs, ours })
+    };
+    if owner.cookie != cookie {
+        return foreign(
+            format!("network namespace {} (its cookie)", owner.cookie),
+            format!("network namespace {cookie}"),
+        );
+    }
+    if owner.node != pins::node_hash(&options.node_name) && !options.node_name.is_empty() {
+        let manifest = Manifest::load(&set.folder, set.version).unwrap_or_default();
+        let name = if manifest.node.is_empty() { "of another name" } else { &manifest.node };
+        return foreign(format!("node {name}"), format!("node {}", options.node_name));
+    }
+    Ok(Some(owner))
+}
+
+/// Makes the pin folder ours. A set beside another one (`whole` = false) gets no links yet: they move to it later.
+fn claim(options: &Options, pins: &Pins, whole: bool) -> Result<Owner, DatapathError> {
+    let folder = pins.folder().to_owned();
+    let said = |source| DatapathError::Pin { path: folder.clone(), source };
+    if whole {
         pins.create()?;
+    }
+    Manifest::of_this_agent(&options.node_name).store(pins.folder()).map_err(said)?;
+    if let Some(owner) = Owner::load(pins)? {
         return Ok(owner);
     }
-    pins.create()?;
+    // What an earlier agent is to undo at clean-up is ours to undo now.
+    let earlier = Owner::load(&Pins::live(&options.bpffs))?;
     let owner = Owner {
         cookie: crate::sys::netns_cookie().map_err(DatapathError::Cookie)?,
         node: pins::node_hash(&options.node_name),
-        ..Owner::default()
+        ..earlier.unwrap_or_default()
     };
     owner.store(pins)?;
     Ok(owner)

@@ -3,16 +3,17 @@
 //! ```text
 //! <bpffs>/lb/v1/LB_*             maps, by name
 //! <bpffs>/lb/v1/LB_OWNER         whose pins these are, and what to undo at clean-up
+//! <bpffs>/lb/v1/LB_MANIFEST      name of the node and layouts of the maps, as text
 //! <bpffs>/lb/v1/links/tc-2-in    TCX links, by ifindex and direction
 //! <bpffs>/lb/v1/links/cg-NAME    cgroup links, by program
 //! ```
+//!
+//! While tables are migrated there is a second set beside it: see [`super::sets`].
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use lb_common::abi::names;
-
-use super::DatapathError;
+use super::{DatapathError, sets};
 use crate::sys::bpf::{self, RawMap};
 
 /// Name of the map that says whose pins these are.
@@ -29,9 +30,14 @@ pub(super) struct Pins {
 }
 
 impl Pins {
-    /// The folder of this ABI below a bpffs mount point.
-    pub(super) fn new(bpffs: &Path) -> Self {
-        Pins { folder: bpffs.join(names::PIN_FOLDER) }
+    /// The set in a folder.
+    pub(super) fn at(folder: PathBuf) -> Self {
+        Pins { folder }
+    }
+
+    /// The set that serves below a bpffs mount point, or the folder where it would be.
+    pub(super) fn live(bpffs: &Path) -> Self {
+        Pins { folder: sets::live_folder(bpffs) }
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -39,7 +45,7 @@ impl Pins {
     }
 
     pub(super) fn links(&self) -> PathBuf {
-        self.folder.join("links")
+        self.folder.join(sets::LINKS)
     }
 
     pub(super) fn map(&self, name: &str) -> PathBuf {

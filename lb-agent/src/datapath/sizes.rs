@@ -8,7 +8,7 @@ use crate::model::settings::Limits;
 
 /// Capacities that differ from what the object was built with; empty = none does.
 ///
-/// A pinned map keeps its capacity until `lb-agent cleanup`: see [`KeptSize`].
+/// When a pinned map has another capacity, its entries are taken over into a new one (see [`super::migrate`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sizes {
     entries: BTreeMap<&'static str, u32>,
@@ -21,29 +21,20 @@ struct Setting {
 }
 
 const SETTINGS: &[Setting] = &[
-    Setting {
-        name: MAX_FRONTENDS,
-        maps: &[(names::LB_SVC4, 1), (names::LB_SVC6, 1)],
-    },
+    Setting { name: MAX_FRONTENDS, maps: &[(names::LB_SVC4, 1), (names::LB_SVC6, 1)] },
     Setting {
         name: MAX_BACKENDS,
         maps: &[(names::LB_BE4, 1), (names::LB_BE6, 1), (names::LB_GEN4, 1), (names::LB_GEN6, 1)],
     },
-    Setting { name: MAX_SLOTS, maps: &[(names::LB_SLOTS, 1)], },
-    Setting {
-        name: MAX_SOURCE_RANGES,
-        maps: &[(names::LB_RANGE4, 1), (names::LB_RANGE6, 1)],
-    },
-    Setting {
-        name: MAX_AFFINITY,
-        maps: &[(names::LB_AFF4, 1), (names::LB_AFF6, 1)],
-    },
+    Setting { name: MAX_SLOTS, maps: &[(names::LB_SLOTS, 1)] },
+    Setting { name: MAX_SOURCE_RANGES, maps: &[(names::LB_RANGE4, 1), (names::LB_RANGE6, 1)] },
+    Setting { name: MAX_AFFINITY, maps: &[(names::LB_AFF4, 1), (names::LB_AFF6, 1)] },
     Setting {
         name: MAX_FLOWS,
         // Embryonic flows have a quarter of the room.
         maps: &[(names::LB_CT4, 1), (names::LB_CT6, 1), (names::LB_EM4, 4), (names::LB_EM6, 4)],
     },
-    Setting { name: MAX_UDP_PEERS, maps: &[(names::LB_SK_UDP, 1)], },
+    Setting { name: MAX_UDP_PEERS, maps: &[(names::LB_SK_UDP, 1)] },
 ];
 
 /// Frontends of a family: an address and port that clients dial.
@@ -96,30 +87,6 @@ pub fn flows_for(memory: u64) -> u32 {
     let large = memory / 512 / ENTRY;
     let entries = small.max(large).clamp(STEP, 1_048_576) / STEP * STEP;
     u32::try_from(entries).unwrap_or(u32::MAX)
-}
-
-/// A pinned map that is larger or smaller than this agent was told to make it. It is used as it is: growing it would
-/// mean to lose what is in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeptSize {
-    /// The map.
-    pub map: &'static str,
-    /// Its capacity.
-    pub pinned: u32,
-    /// What was asked for.
-    pub wanted: u32,
-}
-
-impl std::fmt::Display for KeptSize {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { map, pinned, wanted } = self;
-        let setting = setting(map).unwrap_or("its size");
-        write!(
-            f,
-            "{map} keeps its {pinned} entries from an earlier start ({setting} asks for {wanted}): the new size comes \
-             with `lb-agent cleanup`, which ends balanced connections, or with the next boot"
-        )
-    }
 }
 
 /// What a plan may use of tables with these capacities; `entries` = capacity by map.

@@ -17,7 +17,7 @@ pub const SNAT_RANGES: usize = 4;
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LbConfig {
-    /// `CFG_*` bits.
+    /// `CFG_*` bits. The first word in every layout, see [`CFG_MIGRATING`].
     pub flags: u32,
     /// Smallest range that holds every NodePort in `LB_SVC4/6`: a destination outside it needs no look-up.
     pub nodeports: PortRange,
@@ -63,6 +63,10 @@ pub const CFG_CIDR6: u32 = 1 << 5;
 pub const CFG_REJECT_UNKNOWN: u32 = 1 << 6;
 /// `bpf_l4_csum_replace` knows `BPF_F_IPV6` (kernel 6.16): an IPv6 rewrite keeps `CHECKSUM_COMPLETE` right.
 pub const CFG_CSUM_IPV6: u32 = 1 << 7;
+/// The flow tables are being moved to another layout, some programs use the old ones and some the new: a TCP packet in
+/// mid-stream that has no entry is dropped, to be sent again, instead of passed or reset. This bit means the same, and
+/// `flags` is the first word of the configuration, in every layout: the new agent sets it for the old programs.
+pub const CFG_MIGRATING: u32 = 1 << 31;
 
 /// The node has routing rules that look at the source (`ip rule from`): replies ask them again with the frontend as
 /// their source.
@@ -93,11 +97,16 @@ pub const ROLE_SNAT: u8 = 1 << 2;
 pub const ROLE_NODEPORT: u8 = 1 << 3;
 
 /// The only value of `LB_PAIRS` (key 0): a byte for every hash of a client's and a backend's address
-/// ([`crate::hash::pair_slot`]), not 0 once a flow was made between them. The kernel writes and reads; nothing is
+/// ([`crate::hash::pair_slot`]): `PAIR_*` bits, not 0 once a flow was made between them. The kernel writes and reads; nothing is
 /// cleared but by clean-up: a clear byte is certain, a set one is only a hint.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub struct PairFilter {
-    /// 1 = a flow was made.
+    /// `PAIR_*` bits by slot.
     pub pairs: [u8; ROLE_SIZE],
 }
+
+/// A flow was made between the two.
+pub const PAIR_SEEN: u8 = 1 << 0;
+/// A connection straight from the one to the other was moved to another source port.
+pub const PAIR_MOVED: u8 = 1 << 1;

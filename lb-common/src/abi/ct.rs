@@ -108,6 +108,9 @@ pub const CT_FIN_BACKEND: u16 = 1 << 5;
 pub const CT_RST: u16 = 1 << 6;
 /// The DNAT moved the client to another source port, because its own was taken towards this backend.
 pub const CT_MOVED: u16 = 1 << 7;
+/// Client and backend are on ports of one bridge, and replies are switched: requests are given the backend's MAC address,
+/// so that they are switched, too.
+pub const CT_SWITCHED: u16 = 1 << 8;
 /// The node's own flow, or another masquerade's, whose source port a flow of ours has: it was given another one. It has
 /// a SNAT pair and no other.
 pub const CT_GUARD: u16 = 1 << 12;

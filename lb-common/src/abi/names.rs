@@ -56,6 +56,10 @@ names! {
         LB_EM4 = "LB_EM4",
         /// Embryonic TCP and young UDP flows, IPv6.
         LB_EM6 = "LB_EM6",
+        /// What later IPv4 fragments become.
+        LB_FRAG4 = "LB_FRAG4",
+        /// What later IPv6 fragments become.
+        LB_FRAG6 = "LB_FRAG6",
         /// Next hops by row.
         LB_NH = "LB_NH",
         /// Interfaces of the attach set.
@@ -64,6 +68,12 @@ names! {
         LB_NETNS = "LB_NETNS",
         /// Frontends of connected sockets.
         LB_SK_PEER = "LB_SK_PEER",
+        /// The source that a socket of the host gets towards an IPv4 frontend.
+        LB_SRC4 = "LB_SRC4",
+        /// The source that a socket of the host gets towards an IPv6 frontend.
+        LB_SRC6 = "LB_SRC6",
+        /// Backends of connected UDP sockets, by socket cookie.
+        LB_SK_CONN = "LB_SK_CONN",
         /// Correspondents of unconnected UDP sockets.
         LB_SK_UDP = "LB_SK_UDP",
         /// Counters by number, per CPU.
@@ -102,5 +112,5 @@ names! {
 }
 
 /// Folder of the pins below the bpffs mount point, with [`super::ABI_VERSION`] at its end.
-pub const PIN_FOLDER: &str = "lb/v1";
-const _: () = assert!(super::ABI_VERSION == 1);
+pub const PIN_FOLDER: &str = if cfg!(feature = "abi-next") { "lb/v2" } else { "lb/v1" };
+const _: () = assert!(super::ABI_VERSION as u8 + b'0' == PIN_FOLDER.as_bytes()[4]);

@@ -4,7 +4,10 @@ use core::net::{IpAddr, SocketAddr};
 use std::vec;
 use std::vec::Vec;
 
-use super::golden::{At, Golden, HOST, IN_POD, IN_UPLINK, Net, OUT_POD, OUT_UPLINK, POOL, Story, tell, world};
+use super::golden::{
+    At, Golden, HOST, IN_POD, IN_UPLINK, Net, OUT_POD, OUT_UPLINK, POOL, Story, tell, world,
+};
+use super::machine::Direction;
 use super::packets::{PacketBuilder, at};
 use crate::counter::Counter::{IcmpTranslated, NewFlow, SnatFlow};
 use crate::packet::{ACK, SYN};
@@ -34,7 +37,7 @@ type Ends = (SocketAddr, SocketAddr);
 /// An error about a packet at a hook, and what it must be behind it.
 struct Case {
     at: At,
-    /// The error's source, before and behind.
+    /// The error's source, before and behind; at egress for time exceeded alone, everything else is the frontend's.
     from: (IpAddr, IpAddr),
     /// Ends of the quoted packet, before and behind.
     quoted: (Ends, Ends),
@@ -42,14 +45,19 @@ struct Case {
 
 impl Case {
     fn tell(&self, mut story: Story, v6: bool, offender: &PacketBuilder) -> Story {
-        let (before, behind) =
-            (offender.between(self.quoted.0.0, self.quoted.0.1), offender.between(self.quoted.1.0, self.quoted.1.1));
+        let (before, behind) = (
+            offender.between(self.quoted.0.0, self.quoted.0.1),
+            offender.between(self.quoted.1.0, self.quoted.1.1),
+        );
         let header = if v6 { 40 } else { 20 };
-        for kind in kinds(v6) {
+        for (number, kind) in kinds(v6).into_iter().enumerate() {
             // 8 bytes of transport are what RFC 792 asks for; with 20 TCP's checksum is in it; all of it
-            for bytes in [header + 8, header + 16, header + 20, 1000] {
+            let lengths = [header + 8, header + 16, header + 20, 1000];
+            for bytes in lengths.into_iter().take(if number == 0 { 4 } else { 1 }) {
                 let error_in = error(self.from.0, kind, &before, bytes);
-                let error_out = error(self.from.1, kind, &behind, bytes);
+                let told = kind.0 == if v6 { 3 } else { 11 } || self.at.0 == Direction::In;
+                let from = if told { self.from.1 } else { self.quoted.1.1.ip() };
+                let error_out = error(from, kind, &behind, bytes);
                 story = story.turns_into(self.at, &error_in, error_out.build(), &[IcmpTranslated]);
             }
         }
@@ -87,9 +95,12 @@ pub(super) fn stories(n: &Net) -> Vec<Golden> {
         ]
     };
     golden("icmp_errors_in_a_masqueraded_tcp_flow", "I1", &|s| {
-        let s = s
-            .becomes(IN_UPLINK, &P::tcp(client, nodeport, SYN), (client, web), &[NewFlow])
-            .becomes(OUT_UPLINK, &P::tcp(client, web, SYN), (snat, web), &[SnatFlow]);
+        let s = s.becomes(IN_UPLINK, &P::tcp(client, nodeport, SYN), (client, web), &[NewFlow]).becomes(
+            OUT_UPLINK,
+            &P::tcp(client, web, SYN),
+            (snat, web),
+            &[SnatFlow],
+        );
         let offender = P::tcp(client, web, ACK);
         ways((nodeport, web, snat)).iter().fold(s, |s, case| case.tell(s, n.v6, &offender))
     });
@@ -121,16 +132,20 @@ pub(super) fn stories(n: &Net) -> Vec<Golden> {
     golden("icmp_errors_about_sctp_and_on_an_l3_device", "I1", &|s| {
         let (front, backend) = (at(n.cluster, 9999), at(n.remote, 9999));
         let bare = |p: &mut P| p.ethernet = false;
-        let s = s
-            .becomes(IN_POD, &P::sctp(pod, front, 1).with(bare), (pod, backend), &[NewFlow])
-            .becomes(IN_POD, &P::tcp(pod, at(n.cluster, 80), SYN).with(bare), (pod, web), &[NewFlow]);
-        let case = Case { at: OUT_POD, from: (router, router), quoted: ((pod, web), (pod, at(n.cluster, 80))) };
+        let s = s.becomes(IN_POD, &P::sctp(pod, front, 1).with(bare), (pod, backend), &[NewFlow]).becomes(
+            IN_POD,
+            &P::tcp(pod, at(n.cluster, 80), SYN).with(bare),
+            (pod, web),
+            &[NewFlow],
+        );
+        let case =
+            Case { at: OUT_POD, from: (router, router), quoted: ((pod, web), (pod, at(n.cluster, 80))) };
         let s = case.tell(s, n.v6, &P::tcp(pod, web, ACK).with(bare));
         let kind = kinds(n.v6)[0];
         let header = if n.v6 { 40 } else { 20 };
         // the quoted CRC32c covers what is not quoted; it stays
         let before = error(router, kind, &P::sctp(pod, backend, 0).with(bare), header + 8);
-        let behind = error(router, kind, &P::sctp(pod, front, 0).with(bare), header + 8);
+        let behind = error(front.ip(), kind, &P::sctp(pod, front, 0).with(bare), header + 8);
         s.turns_into(OUT_POD, &before, behind.build(), &[IcmpTranslated])
     });
     golden("icmp_errors_with_options_and_padding", "I1", &|s| {
@@ -145,12 +160,14 @@ pub(super) fn stories(n: &Net) -> Vec<Golden> {
             let quoted = P::tcp(pod, web, ACK).with(inner);
             let mut outer = error(router, kind, &quoted, bytes).with(outer);
             outer.ethernet = true;
-            let mut behind = error(router, kind, &quoted.between(pod, cluster), bytes);
+            let mut behind = error(n.cluster, kind, &quoted.between(pod, cluster), bytes);
             (behind.options, behind.extensions) = (outer.options.clone(), outer.extensions.clone());
             (outer, behind.build())
         };
         let mut s = s;
-        for (outer, behind) in [pair(&|_| (), &options, 1000), pair(&|_| (), &options, 8 + if n.v6 { 48 } else { 28 })] {
+        for (outer, behind) in
+            [pair(&|_| (), &options, 1000), pair(&|_| (), &options, 8 + if n.v6 { 48 } else { 28 })]
+        {
             s = s.turns_into(OUT_POD, &outer, behind, &[IcmpTranslated]);
         }
         if !n.v6 {
@@ -166,7 +183,8 @@ pub(super) fn stories(n: &Net) -> Vec<Golden> {
         let kind = kinds(n.v6)[0];
         let header = if n.v6 { 40 } else { 20 };
         let about = |src, dst| error(router, kind, &P::tcp(src, dst, ACK), 1000);
-        let redirect = error(router, if n.v6 { (137, 0, [0; 4]) } else { (5, 1, [0; 4]) }, &P::tcp(pod, web, ACK), 1000);
+        let redirect =
+            error(router, if n.v6 { (137, 0, [0; 4]) } else { (5, 1, [0; 4]) }, &P::tcp(pod, web, ACK), 1000);
         let other = at(n.client, 40001);
         s.becomes(IN_POD, &P::tcp(pod, at(n.cluster, 80), SYN), (pod, web), &[NewFlow])
             .passes(OUT_POD, &about(at(n.pod, 40001), web), &[])

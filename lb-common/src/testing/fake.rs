@@ -2,17 +2,19 @@
 
 use core::cell::Cell;
 use core::net::IpAddr;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::vec::Vec;
 
-use crate::abi::{AffValue, CtKey, CtValue, Iface, SkUdpKey, SkUdpValue, SvcValue};
+use crate::abi::PAIR_MOVED;
+use crate::abi::{AffValue, CtKey, CtValue, FragKey, FragValue, Iface, SkUdpKey, SkUdpValue, SvcValue};
 use crate::counter::Counter;
 use crate::env::{Env, Insert, Scratch, SockEnv, Table, Work};
 use crate::family::{Backend, Family, Ip4, Ip6, V4, V6};
 use crate::flow::tag;
 use crate::hash::pair_slot;
 use crate::packet::LoadAddr;
+use crate::switch::Neighbour;
 
 /// A family with its side of a [`FakeEnv`].
 pub trait Side: LoadAddr {
@@ -67,6 +69,8 @@ impl Side for V6 {
 pub struct Tables<F: Family> {
     pub services: BTreeMap<F::SvcKey, SvcValue>,
     pub nodes: BTreeMap<F::Addr, u32>,
+    /// By frontend.
+    pub sources: BTreeMap<F::Addr, F::Addr>,
     /// (prefix length, address).
     pub cidrs: Vec<(u32, F::Addr)>,
     /// (service port id, prefix length, address).
@@ -76,6 +80,9 @@ pub struct Tables<F: Family> {
     pub affinity: BTreeMap<F::AffKey, AffValue>,
     pub established: BTreeMap<CtKey<F>, CtValue<F>>,
     pub young: BTreeMap<CtKey<F>, CtValue<F>>,
+    pub fragments: BTreeMap<FragKey<F>, FragValue<F>>,
+    /// What a bridge finds, by (its ifindex, destination).
+    pub neighbours: BTreeMap<(u32, F::Addr), Neighbour>,
 }
 
 impl<F: Family> Default for Tables<F> {
@@ -83,6 +90,7 @@ impl<F: Family> Default for Tables<F> {
         Tables {
             services: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            sources: BTreeMap::new(),
             cidrs: Vec::new(),
             ranges: Vec::new(),
             backends: BTreeMap::new(),
@@ -90,6 +98,8 @@ impl<F: Family> Default for Tables<F> {
             affinity: BTreeMap::new(),
             established: BTreeMap::new(),
             young: BTreeMap::new(),
+            fragments: BTreeMap::new(),
+            neighbours: BTreeMap::new(),
         }
     }
 }
@@ -138,8 +148,8 @@ pub struct FakeEnv {
     pub ifaces: BTreeMap<u32, Iface>,
     /// Bytes of the role filter; shared, so that a clone is cheap.
     pub roles: Arc<Vec<u8>>,
-    /// Slots of the pair filter that are set.
-    pub pairs: BTreeSet<u32>,
+    /// Slots of the pair filter that are not 0.
+    pub pairs: BTreeMap<u32, u8>,
     pub correspondents: BTreeMap<SkUdpKey, SkUdpValue>,
     pub now_ns: u64,
     /// State of the generator (SplitMix64).
@@ -158,7 +168,7 @@ impl Default for FakeEnv {
             slots: BTreeMap::new(),
             ifaces: BTreeMap::new(),
             roles: Arc::new(std::vec![0; crate::abi::ROLE_SIZE]),
-            pairs: BTreeSet::new(),
+            pairs: BTreeMap::new(),
             correspondents: BTreeMap::new(),
             now_ns: 1_000 << 30,
             seed: Cell::new(1),
@@ -189,6 +199,9 @@ impl<F: Side> Env<F> for FakeEnv {
     }
     fn node(&self, addr: F::Addr) -> u32 {
         F::side(self).nodes.get(&addr).copied().unwrap_or(0)
+    }
+    fn source_towards(&self, frontend: F::Addr) -> F::Addr {
+        F::side(self).sources.get(&frontend).copied().unwrap_or(F::ZERO)
     }
     fn in_service_cidr(&self, addr: F::Addr) -> bool {
         F::side(self).cidrs.iter().any(|(len, net)| agree(addr.as_ref(), net.as_ref(), *len))
@@ -238,10 +251,28 @@ impl<F: Side> Env<F> for FakeEnv {
         F::side_mut(self).flows_mut(table).remove(key);
     }
     fn pair_seen(&self, a: F::Addr, b: F::Addr) -> bool {
-        self.pairs.contains(&pair_slot(F::role_slot(a), F::role_slot(b)))
+        self.pairs.contains_key(&pair_slot(F::role_slot(a), F::role_slot(b)))
+    }
+    fn pair_moved(&self, a: F::Addr, b: F::Addr) -> bool {
+        let byte = self.pairs.get(&pair_slot(F::role_slot(a), F::role_slot(b)));
+        byte.is_some_and(|byte| byte & PAIR_MOVED != 0)
     }
     fn mark_pair(&mut self, work: &mut Work<F>) {
-        self.pairs.insert(pair_slot(F::role_slot(work.flow.client), F::role_slot(work.flow.backend)));
+        let flow = &work.flow;
+        let slot = pair_slot(F::role_slot(flow.client), F::role_slot(flow.backend));
+        *self.pairs.entry(slot).or_default() |= flow.pair_bits();
+    }
+    fn fragment(&self, key: &FragKey<F>, into: &mut FragValue<F>) -> bool {
+        F::side(self).fragments.get(key).map(|value| *into = *value).is_some()
+    }
+    fn fragment_set(&mut self, key: &FragKey<F>, value: &FragValue<F>) {
+        F::side_mut(self).fragments.insert(*key, *value);
+    }
+    fn fragment_forget(&mut self, key: &FragKey<F>) {
+        F::side_mut(self).fragments.remove(key);
+    }
+    fn neighbour(&self, bridge: u32, _src: F::Addr, dst: F::Addr) -> Neighbour {
+        F::side(self).neighbours.get(&(bridge, dst)).copied().unwrap_or_default()
     }
     fn iface(&self, ifindex: u32) -> Option<Iface> {
         self.ifaces.get(&ifindex).copied()

@@ -187,6 +187,7 @@ pub fn world(n: &Net) -> World {
     w.cluster_ip(n.cluster, 9999, SCTP, service);
     let service = w.service(any, &[sctp_moved], &[]);
     w.cluster_ip(n.cluster, 9998, SCTP, service);
+    w.nodeport(n.node, 30098, SCTP, service);
     let service = w.service(any, &[me], &[]);
     w.cluster_ip(n.cluster, 81, TCP, service);
     let service = w.service(0, &[], &[]);
@@ -263,7 +264,13 @@ impl Story {
     }
 
     /// The packet leaves as these bytes.
-    pub(super) fn turns_into(self, at: At, packet: &PacketBuilder, out: Vec<u8>, counters: &[Counter]) -> Story {
+    pub(super) fn turns_into(
+        self,
+        at: At,
+        packet: &PacketBuilder,
+        out: Vec<u8>,
+        counters: &[Counter],
+    ) -> Story {
         self.add(at, packet, Expect::Rewritten(out), counters)
     }
 
@@ -489,14 +496,67 @@ fn family(n: &Net) -> Vec<Golden> {
             .becomes(IN_POD, &P::tcp(pod, cluster, SYN), (pod, web), &[NewFlow])
             .becomes(OUT_POD, &P::tcp(web, pod, SYN | ACK), (cluster, pod), &[])
     });
-    golden("fragments", "I5", &|s| {
+    // (offset in units of 8 bytes, more fragments follow)
+    let part = |offset, more| move |p: &mut P| p.fragment = Some((offset, more));
+    golden("fragments_follow_the_first", "B116 I5", &|s| {
         let (dns, backend) = (at(n.cluster, 53), at(n.remote, 5353));
-        let first = |p: &mut P| p.fragment = Some((0, true));
-        let later = |p: &mut P| p.fragment = Some((185, false));
-        s.becomes(IN_POD, &P::udp(pod, dns).with(first), (pod, backend), &[NewFlow])
-            .drops(IN_POD, &P::udp(pod, dns).with(later), &[DropFragment])
-            .passes(IN_UPLINK, &P::udp(client, at(n.node, 30053)).with(later), &[])
-            .passes(OUT_UPLINK, &P::udp(pod, backend).with(later), &[])
+        let mut s = s.becomes(IN_POD, &P::udp(pod, dns).with(part(0, true)), (pod, backend), &[NewFlow]);
+        for (offset, more) in [(185, true), (370, false)] {
+            s = s
+                .becomes(IN_POD, &P::udp(pod, dns).with(part(offset, more)), (pod, backend), &[])
+                // of a datagram that is not masqueraded
+                .passes(OUT_UPLINK, &P::udp(pod, backend).with(part(offset, more)), &[]);
+        }
+        s.becomes(OUT_POD, &P::udp(backend, pod).with(part(0, true)), (dns, pod), &[])
+            .becomes(OUT_POD, &P::udp(backend, pod).with(part(185, false)), (dns, pod), &[])
+            // a whole datagram with the same identification
+            .becomes(IN_POD, &P::udp(pod, dns), (pod, backend), &[])
+    });
+    golden("fragments_at_both_nat_positions", "B80 I5", &|s| {
+        let (front, backend) = (at(n.node, 30053), at(n.remote, 5353));
+        let udp = |src, dst, offset, more| P::udp(src, dst).with(part(offset, more));
+        s.becomes(IN_UPLINK, &udp(client, front, 0, true), (client, backend), &[NewFlow])
+            .becomes(IN_UPLINK, &udp(client, front, 185, false), (client, backend), &[])
+            .becomes(OUT_UPLINK, &udp(client, backend, 0, true), (snat, backend), &[SnatFlow])
+            .becomes(OUT_UPLINK, &udp(client, backend, 185, false), (snat, backend), &[])
+            .becomes(IN_UPLINK, &udp(backend, snat, 0, true), (backend, client), &[])
+            .becomes(IN_UPLINK, &udp(backend, snat, 185, false), (backend, client), &[])
+            .becomes(OUT_UPLINK, &udp(backend, client, 0, true), (front, client), &[])
+            .becomes(OUT_UPLINK, &udp(backend, client, 185, false), (front, client), &[])
+    });
+    golden("fragments_before_the_first", "I5", &|s| {
+        let (dns, backend) = (at(n.cluster, 53), at(n.remote, 5353));
+        let other = if n.v6 { at(n.cluster, 54) } else { dns };
+        let id = |p: &mut P| p.id = 0x4321;
+        s.drops(IN_POD, &P::udp(pod, dns).with(part(185, false)), &[DropFragment])
+            // an address of the node has traffic that is not ours
+            .passes(IN_UPLINK, &P::udp(client, at(n.node, 30053)).with(part(185, false)), &[])
+            .passes(IN_UPLINK, &P::udp(client, at(n.stranger, 53)).with(part(185, false)), &[])
+            .passes(OUT_UPLINK, &P::udp(pod, backend).with(part(185, false)), &[])
+            .becomes(IN_POD, &P::udp(pod, dns).with(part(0, true)), (pod, backend), &[NewFlow])
+            .becomes(IN_POD, &P::udp(pod, dns).with(part(185, true)), (pod, backend), &[])
+            // another source, another protocol or identification: another datagram
+            .drops(IN_POD, &P::udp(client, dns).with(part(185, true)), &[DropFragment])
+            .drops(
+                IN_POD,
+                &P::udp(pod, other).with(part(185, true)).with(id).with(|p| p.ident6 = 7),
+                &[DropFragment],
+            )
+    });
+    golden("a_refused_first_fragment_ends_the_memory_of_its_number", "B86 B91 I5", &|s| {
+        let (dns, backend) = (at(n.cluster, 53), at(n.remote, 5353));
+        let first = P::udp(pod, at(n.cluster, 999)).with(part(0, true));
+        s.becomes(IN_POD, &P::udp(pod, dns).with(part(0, true)), (pod, backend), &[NewFlow])
+            .rejects(IN_POD, &first, n.node, &[RejectUnknownPort])
+            .drops(IN_POD, &P::udp(pod, dns).with(part(185, false)), &[DropFragment])
+    });
+    golden("fragments_are_followed_for_seconds_only", "I5", &|s| {
+        let (dns, backend) = (at(n.cluster, 53), at(n.remote, 5353));
+        s.becomes(IN_POD, &P::udp(pod, dns).with(part(0, true)), (pod, backend), &[NewFlow])
+            .event(Event::Advance(3))
+            .becomes(IN_POD, &P::udp(pod, dns).with(part(185, true)), (pod, backend), &[])
+            .event(Event::Advance(1))
+            .drops(IN_POD, &P::udp(pod, dns).with(part(185, false)), &[DropFragment])
     });
     golden("header_options", "I1", &|s| {
         let options = |p: &mut P| {
@@ -536,8 +596,45 @@ fn family(n: &Net) -> Vec<Golden> {
             .becomes(OUT_POD, &P::sctp(backend, pod, 2), (front, pod), &[])
             // data in mid-association without state
             .passes(IN_POD, &P::sctp(at(n.pod, 40001), front, 0), &[])
-            // another port would need another CRC32c
-            .drops(IN_POD, &P::sctp(pod, at(n.cluster, 9998), 1), &[NewFlow, DropSctpPort])
+            // every length has its own push of the CRC32c
+            .becomes(IN_POD, &P::sctp(pod, at(n.cluster, 9998), 1), (pod, web), &[NewFlow])
+            .becomes(OUT_POD, &P::sctp(web, pod, 2), (at(n.cluster, 9998), pod), &[])
+            .becomes(
+                IN_POD,
+                &P::sctp(pod, at(n.cluster, 9998), 10).with(|p| p.payload = (0..=255).collect()),
+                (pod, web),
+                &[FlowPromoted],
+            )
+            .becomes(
+                IN_POD,
+                &P::sctp(pod, at(n.cluster, 9998), 0).with(|p| p.payload = vec![]),
+                (pod, web),
+                &[],
+            )
+    });
+    golden("sctp_is_masqueraded", "B80 B116", &|s| {
+        let front = at(n.node, 30098);
+        s.becomes(IN_UPLINK, &P::sctp(client, front, 1), (client, web), &[NewFlow])
+            .becomes(OUT_UPLINK, &P::sctp(client, web, 1), (snat, web), &[SnatFlow])
+            .becomes(IN_UPLINK, &P::sctp(web, snat, 2), (web, client), &[])
+            .becomes(OUT_UPLINK, &P::sctp(web, client, 2), (front, client), &[])
+    });
+    golden("sctp_checksum_left_to_the_device", "B116", &|s| {
+        let none = |p: &mut P| p.no_checksum = true;
+        let front = at(n.cluster, 9998);
+        s.becomes(IN_POD, &P::sctp(pod, front, 1).with(none), (pod, web), &[NewFlow]).becomes(
+            OUT_POD,
+            &P::sctp(web, pod, 2).with(none),
+            (front, pod),
+            &[],
+        )
+    });
+    golden("sctp_fragments", "B116", &|s| {
+        let first = |front| P::sctp(pod, at(n.cluster, front), 1).with(part(0, true));
+        s.becomes(IN_POD, &first(9999), (pod, at(n.remote, 9999)), &[NewFlow])
+            // the checksum is over what is still to come
+            .drops(IN_POD, &first(9998), &[NewFlow, DropSctpPort])
+            .drops(IN_POD, &P::sctp(pod, at(n.cluster, 9998), 1).with(part(185, false)), &[DropFragment])
     });
     golden("colliding_tuples", "I6", &|s| {
         let (other, moved) = (at(n.external, 80), at(n.pod, POOL));
@@ -547,6 +644,50 @@ fn family(n: &Net) -> Vec<Golden> {
             .becomes(OUT_POD, &P::tcp(web, pod, SYN | ACK), (cluster, pod), &[])
             .becomes(IN_POD, &P::tcp(pod, other, ACK), (moved, web), &[FlowPromoted])
             .becomes(IN_POD, &P::tcp(pod, cluster, ACK), (pod, web), &[FlowPromoted])
+    });
+    golden("a_straight_connection_beside_a_flow_is_moved", "I6", &|s| {
+        let moved = at(n.pod, POOL);
+        s.becomes(IN_POD, &P::tcp(pod, cluster, SYN), (pod, web), &[NewFlow])
+            .becomes(OUT_POD, &P::tcp(web, pod, SYN | ACK), (cluster, pod), &[])
+            .becomes(IN_POD, &P::tcp(pod, web, SYN), (moved, web), &[FlowMovedPort])
+            .becomes(IN_POD, &P::tcp(pod, web, SYN), (moved, web), &[])
+            .passes(OUT_UPLINK, &P::tcp(moved, web, SYN), &[])
+            .becomes(OUT_POD, &P::tcp(web, moved, SYN | ACK), (web, pod), &[])
+            .becomes(IN_POD, &P::tcp(pod, web, ACK), (moved, web), &[FlowPromoted])
+            .becomes(IN_POD, &P::tcp(pod, cluster, ACK), (pod, web), &[FlowPromoted])
+            .becomes(OUT_POD, &P::tcp(web, moved, ACK), (web, pod), &[])
+            .becomes(OUT_POD, &P::tcp(web, pod, ACK), (cluster, pod), &[])
+            // another source port collides with nothing
+            .passes(IN_POD, &P::tcp(at(n.pod, 40001), web, SYN), &[])
+            .passes(OUT_POD, &P::tcp(web, at(n.pod, 40001), SYN | ACK), &[])
+            // the flow itself, on its way in a second time
+            .passes(IN_UPLINK, &P::tcp(pod, at(n.remote, 8080), SYN).with(|p| p.seq = 9), &[])
+    });
+    golden("straight_datagrams_beside_a_flow_are_moved", "I6", &|s| {
+        let (dns, backend, moved) = (at(n.cluster, 53), at(n.remote, 5353), at(n.pod, POOL));
+        let udp = |src, dst, offset, more| P::udp(src, dst).with(part(offset, more));
+        s.passes(IN_POD, &P::udp(pod, backend), &[])
+            .becomes(IN_POD, &P::udp(pod, dns), (pod, backend), &[NewFlow])
+            .becomes(IN_POD, &P::udp(pod, backend), (moved, backend), &[FlowMovedPort])
+            .becomes(OUT_POD, &P::udp(backend, moved), (backend, pod), &[])
+            .becomes(OUT_POD, &P::udp(backend, pod), (dns, pod), &[])
+            .becomes(IN_POD, &udp(pod, backend, 0, true), (moved, backend), &[])
+            .becomes(IN_POD, &udp(pod, backend, 185, false), (pod, backend), &[])
+    });
+    golden("a_straight_connection_that_came_first_keeps_its_tuple", "I6", &|s| {
+        let moved = at(n.pod, POOL);
+        s.passes(IN_POD, &P::tcp(pod, web, SYN), &[])
+            .passes(OUT_POD, &P::tcp(web, pod, SYN | ACK), &[])
+            .passes(IN_POD, &P::tcp(pod, web, ACK), &[])
+            .becomes(IN_POD, &P::tcp(pod, cluster, SYN), (pod, web), &[NewFlow])
+            // the backend answers for the connection that it knows, and the flow gives way
+            .passes(OUT_POD, &P::tcp(web, pod, ACK), &[FlowDead, PassEntry])
+            .passes(IN_POD, &P::tcp(pod, web, ACK), &[])
+            .passes(OUT_POD, &P::tcp(web, pod, ACK), &[])
+            .becomes(IN_POD, &P::tcp(pod, cluster, SYN), (moved, web), &[NewFlow, FlowMovedPort])
+            .becomes(OUT_POD, &P::tcp(web, moved, SYN | ACK), (cluster, pod), &[])
+            .becomes(IN_POD, &P::tcp(pod, cluster, ACK), (moved, web), &[FlowPromoted])
+            .passes(OUT_POD, &P::tcp(web, pod, ACK), &[])
     });
     golden("reply_of_the_hosts_own_datagram", "I5", &|s| {
         let (own, server) = (at(n.node, 30053), at(n.client, 53));

@@ -22,6 +22,8 @@ pub struct PacketBuilder {
     pub macs: [[u8; 6]; 2],
     pub ttl: u8,
     pub id: u16,
+    /// Low half of the identification in an IPv6 fragment header.
+    pub ident6: u16,
     /// IPv4: the fragment word is 0x4000 unless this is a fragment.
     pub options: Vec<u8>,
     /// IPv6: (protocol number, body after the next-header byte; length a multiple of 8 less 1).
@@ -34,7 +36,7 @@ pub struct PacketBuilder {
     pub ack: u32,
     /// ICMP: type, code and the four bytes behind the checksum.
     pub icmp: ([u8; 2], [u8; 4]),
-    /// UDP without a checksum.
+    /// UDP without a checksum; SCTP whose checksum the sending device is to compute.
     pub no_checksum: bool,
     pub payload: Vec<u8>,
 }
@@ -57,6 +59,7 @@ impl PacketBuilder {
             macs: [NODE_MAC, CLIENT_MAC],
             ttl: 64,
             id: 0x1234,
+            ident6: 0x1234,
             options: Vec::new(),
             extensions: Vec::new(),
             fragment: None,
@@ -143,6 +146,9 @@ impl PacketBuilder {
                 bytes.extend([self.kind, 0]);
                 bytes.extend(((4 + self.payload.len()) as u16).to_be_bytes());
                 bytes.extend(&self.payload);
+                if self.no_checksum {
+                    return bytes;
+                }
                 let crc = crc32c(&bytes).to_le_bytes();
                 bytes[8..12].copy_from_slice(&crc);
                 return bytes;
@@ -198,7 +204,8 @@ impl PacketBuilder {
                 let mut extensions = self.extensions.clone();
                 if let Some((offset, more)) = self.fragment {
                     let [a, b] = ((offset << 3) | more as u16).to_be_bytes();
-                    extensions.push((44, vec![0, a, b, 0, 0, 0x12, 0x34]));
+                    let [c, d] = self.ident6.to_be_bytes();
+                    extensions.push((44, vec![0, a, b, 0, 0, c, d]));
                 }
                 let mut chain = Vec::new();
                 for (number, (_, extension)) in extensions.iter().enumerate() {
@@ -298,6 +305,7 @@ pub fn checksums(frame: &[u8], l3: usize) -> Result<(), String> {
     covered.extend([0, 0, 0, proto]);
     match proto {
         UDP if body[6..8] == [0, 0] => return Ok(()),
+        SCTP if body[8..12] == [0; 4] => return Ok(()), // left to the device
         1 => covered.clear(),
         TCP | UDP | 58 => {}
         SCTP => {

@@ -9,7 +9,8 @@ use anyhow::Result;
 use crate::run::output;
 
 /// Names by which every client inside a cluster knows the API server.
-const NAMES: &str = "DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,IP:10.96.0.1,IP:fd96::1";
+const NAMES: &str =
+    "DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,IP:10.96.0.1,IP:fd96::1";
 
 /// A folder with a CA and what it signed.
 #[derive(Debug, Clone)]

@@ -26,7 +26,7 @@ pub(crate) const PORT: u16 = 6443;
 const READY_LIMIT: Duration = Duration::from_secs(120);
 const ETCD: &str = "http://192.0.2.201:2379";
 const JSON: &str = "application/json";
-const APPLY: &str = "application/apply-patch+yaml";
+const MERGE: &str = "application/merge-patch+json";
 
 /// See the module. Dropping it ends its processes; the namespaces are the lab's.
 pub(crate) struct ControlPlane {
@@ -191,11 +191,20 @@ impl ControlPlane {
         items(text)?.iter().try_for_each(|item| self.apply_item(server, item))
     }
 
+    /// Creates the object, or merges it into the one that is there; lists are replaced. (Server-side apply refuses a
+    /// Node with two InternalIPs.)
     fn apply_item(&self, server: usize, item: &Item) -> Result<()> {
-        let query = "?fieldManager=lab&force=true";
-        let paths = [Some(item.path.clone()), item.has_status.then(|| format!("{}/status", item.path))];
-        for path in paths.into_iter().flatten() {
-            self.request(server, "PATCH", &format!("{path}{query}"), APPLY, &item.body)?;
+        let (collection, _) = item.path.rsplit_once('/').context("a path without a collection")?;
+        let made = self.request(server, "POST", collection, JSON, &item.body);
+        match made {
+            Ok(_) => {}
+            Err(error) if error.to_string().contains(": 409 ") => {
+                self.request(server, "PATCH", &item.path, MERGE, &item.body)?;
+            }
+            Err(error) => return Err(error),
+        }
+        if item.has_status {
+            self.request(server, "PATCH", &format!("{}/status", item.path), MERGE, &item.body)?;
         }
         Ok(())
     }
@@ -216,7 +225,8 @@ impl ControlPlane {
         let path = format!("/api/v1/namespaces/kube-system/serviceaccounts/{account}/token");
         let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
             "spec": {"expirationSeconds": 3600}});
-        let answer: Value = serde_json::from_str(&self.request(server, "POST", &path, JSON, &body.to_string())?)?;
+        let answer: Value =
+            serde_json::from_str(&self.request(server, "POST", &path, JSON, &body.to_string())?)?;
         Ok(answer["status"]["token"].as_str().context("no token")?.to_owned())
     }
 
@@ -267,14 +277,34 @@ impl ControlPlane {
         let kind = format!("Content-Type: {kind}");
         let (ca, cert, key) = (file("ca.crt"), file("admin.crt"), file("admin.key"));
         let mut words = vec![
-            "curl", "-sS", "--max-time", "20", "--fail-with-body", "--resolve", &resolve, "--cacert", &ca, "--cert",
-            &cert, "--key", &key, "-X", method, "-H", &kind,
+            "curl",
+            "-sS",
+            "--max-time",
+            "20",
+            "-w",
+            "\n%{http_code}",
+            "--resolve",
+            &resolve,
+            "--cacert",
+            &ca,
+            "--cert",
+            &cert,
+            "--key",
+            &key,
+            "-X",
+            method,
+            "-H",
+            &kind,
         ];
         if !body.is_empty() {
             words.extend(["--data-binary", "@-"]);
         }
         words.push(&url);
-        run_in(&self.namespaces[server], &words, body).with_context(|| format!("{method} {path}"))
+        let told =
+            run_in(&self.namespaces[server], &words, body).with_context(|| format!("{method} {path}"))?;
+        let (answer, status) = told.rsplit_once('\n').context("curl names no status")?;
+        ensure!(status.starts_with('2'), "{method} {path}: {status} {answer}");
+        Ok(answer.to_owned())
     }
 }
 

@@ -13,6 +13,7 @@
 //! Names begin with `<prefix>-<pid>-`; [`janitor`] removes all of it. Use it from the main thread: its processes end
 //! with the thread that started them.
 
+mod bridge;
 pub(crate) mod janitor;
 pub(crate) mod manifests;
 pub(crate) mod netns;
@@ -21,6 +22,7 @@ pub(crate) mod probe;
 mod rules;
 pub(crate) mod servers;
 pub(crate) mod traffic;
+pub(crate) mod tun;
 pub(crate) mod worker;
 
 use std::collections::BTreeMap;
@@ -289,6 +291,19 @@ impl Lab {
                 format!("neigh replace {} lladdr {NODE_MAC} dev eth0 nud permanent", GATEWAY[1]),
             ],
         )?;
+        self.start_pod(name, index, own, device, addresses)
+    }
+
+    /// Starts the servers of a pod whose namespace is ready.
+    fn start_pod(
+        &mut self,
+        name: String,
+        index: usize,
+        own: String,
+        device: String,
+        addresses: [String; 2],
+    ) -> Result<()> {
+        let node = &self.nodes[index];
         let workloads = node.workloads();
         let mut command = netns::command(&own, Some(&workloads), Path::new(netns::OWN_PROGRAM))?;
         command.args(["serve", "--pod", &name, "--node", &node.name, "--port", &POD_PORT.to_string()]);

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 /// This very program, also when a build replaced its file meanwhile.
-pub(super) const OWN_PROGRAM: &str = "/proc/self/exe";
+pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// A program that runs in a network namespace, and in a cgroup if one is named; it ends with the thread that
 /// started it, so start it from a thread that lives long enough.

@@ -88,13 +88,30 @@ impl Node {
         manifests: &Path,
         configuration: &str,
     ) -> Result<Self> {
+        let cgroup = cgroup_root()?.join(namespace);
+        Self::below(&cgroup, name, namespace, addresses, folder, manifests, configuration)
+    }
+
+    /// As [`Node::new`], with this folder as its cgroup.
+    ///
+    /// # Errors
+    /// As [`Node::new`].
+    pub(crate) fn below(
+        cgroup: &Path,
+        name: &str,
+        namespace: &str,
+        addresses: [String; 2],
+        folder: &Path,
+        manifests: &Path,
+        configuration: &str,
+    ) -> Result<Self> {
+        let cgroup = cgroup.to_path_buf();
         let home = folder.join(name);
         let bpffs = home.join("bpf");
         fs::create_dir_all(&bpffs)?;
         janitor::mount(&bpffs);
         let done = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&bpffs).status()?;
         ensure!(done.success(), "mounting a bpffs at {}", bpffs.display());
-        let cgroup = cgroup_root()?.join(namespace);
         for group in [cgroup.clone(), cgroup.join("workloads"), cgroup.join("agent")] {
             janitor::cgroup(&group);
             fs::create_dir_all(&group).with_context(|| group.display().to_string())?;
@@ -235,13 +252,13 @@ impl Node {
         Ok(())
     }
 
-    /// Runs a subcommand of the agent in the node (`status`, `cleanup`) and returns what it printed.
+    /// Runs a subcommand of the agent in the node (`status`, `cleanup --kube-proxy`) and returns what it printed.
     ///
     /// # Errors
     /// When it fails; the message holds its standard error.
     pub(crate) fn agent_command(&self, program: &Path, subcommand: &str) -> Result<String> {
         let places = self.places();
-        let mut arguments = vec![subcommand];
+        let mut arguments: Vec<&str> = subcommand.split_whitespace().collect();
         arguments.extend(places.iter().map(String::as_str));
         crate::run::output(&mut self.launch(program, &arguments)?)
     }

@@ -23,7 +23,7 @@ pub(crate) fn serve(pod: &str, node: &str, port: u16) -> Result<()> {
     let name = format!("pod {pod} node {node}");
     let udp_name = name.clone();
     std::thread::spawn(move || {
-        let mut buffer = [0; 2048];
+        let mut buffer = vec![0; 1 << 16];
         loop {
             // an ICMP error of an earlier answer is reported here too; it concerns nobody else
             if let Ok((length, from)) = socket.recv_from(&mut buffer) {

@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use socket2::{Domain, Socket, Type};
 
 use super::probe::Probe;
 use super::traffic::{Load, Tally, Traffic};
@@ -24,6 +25,8 @@ pub(crate) enum Ask {
     Http { to: SocketAddr, path: String, mapped: bool },
     /// One datagram and its answer; `connected` by connect() and send(), else by sendto() and recvfrom().
     Udp { to: SocketAddr, connected: bool, mapped: bool },
+    /// The same from a socket that is bound to an address.
+    UdpFrom { to: SocketAddr, from: IpAddr, connected: bool },
     /// Opens a connection that stays, under a name.
     Open { id: String, to: SocketAddr },
     /// One line over such a connection and its echo.
@@ -34,6 +37,11 @@ pub(crate) enum Ask {
     SayUdp { id: String },
     /// So many bytes there and as many back on a fresh connection, checked byte by byte.
     Bulk { to: SocketAddr, bytes: usize },
+    /// One datagram of so many bytes and an answer of as many.
+    BigUdp { to: SocketAddr, bytes: usize },
+    /// Talks to two destinations from one local port by turns, twice to each. The text is what the servers said,
+    /// one line each, in the order first, second, first, second.
+    Both { to: [SocketAddr; 2], udp: bool },
     /// Begins to send a load, under a name.
     StartTraffic { id: String, load: Load },
     /// Ends it and gives the tally.
@@ -175,6 +183,11 @@ impl Sockets {
                 let socket = datagram(*to, *mapped)?;
                 exchange(&socket, if *mapped { map(*to) } else { *to }, *connected, answer)?;
             }
+            Ask::UdpFrom { to, from, connected } => {
+                let socket = UdpSocket::bind((*from, 0))?;
+                socket.set_read_timeout(Some(PATIENCE))?;
+                exchange(&socket, *to, *connected, answer)?;
+            }
             Ask::Open { id, to } => {
                 let stream = connect(*to, false)?;
                 (&stream).write_all(b"ECHO\n")?;
@@ -203,6 +216,31 @@ impl Sockets {
                 bulk(&stream, *bytes)?;
                 answer.text = format!("{bytes} bytes each way");
             }
+            Ask::BigUdp { to, bytes } => {
+                let socket = datagram(*to, false)?;
+                socket.send_to(format!("{:bytes$}", format!("BIG {bytes}")).as_bytes(), to)?;
+                let mut buffer = vec![0; *bytes + 1];
+                let (length, from) = socket.recv_from(&mut buffer)?;
+                answer.from = Some(plain(from));
+                if length != *bytes {
+                    return Err(std::io::Error::other(format!("{length} bytes came back, not {bytes}")));
+                }
+                answer.text = String::from_utf8_lossy(&buffer[..length]).trim_end().into();
+            }
+            Ask::Both { to, udp: true } => {
+                let socket = datagram(to[0], false)?;
+                let mut lines = Vec::new();
+                for to in to.iter().chain(to) {
+                    let mut one = Answer::default();
+                    exchange(&socket, *to, false, &mut one)?;
+                    if one.from != Some(*to) {
+                        return Err(std::io::Error::other(format!("{:?} answered for {to}", one.from)));
+                    }
+                    lines.push(one.text);
+                }
+                answer.text = lines.join("\n");
+            }
+            Ask::Both { to, udp: false } => answer.text = both(*to)?.join("\n"),
             Ask::StartTraffic { id, load } => {
                 self.traffic.insert(id.clone(), Traffic::start(load));
             }
@@ -213,6 +251,34 @@ impl Sockets {
         }
         Ok(())
     }
+}
+
+/// Two connections from one local port, which is free at first, and a line over each by turns.
+fn both(to: [SocketAddr; 2]) -> std::io::Result<Vec<String>> {
+    let any: SocketAddr =
+        if to[0].is_ipv6() { (Ipv6Addr::UNSPECIFIED, 0).into() } else { ([0, 0, 0, 0], 0).into() };
+    let mut local = any;
+    let (mut streams, mut lines) = (Vec::new(), Vec::new());
+    for to in to {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&local.into())?;
+        socket.connect_timeout(&to.into(), 2 * PATIENCE)?; // a SYN may have to be sent twice
+        let stream: TcpStream = socket.into();
+        stream.set_read_timeout(Some(PATIENCE))?;
+        local = SocketAddr::new(any.ip(), stream.local_addr()?.port());
+        (&stream).write_all(b"ECHO\n")?;
+        lines.push(line(&stream)?);
+        streams.push(stream);
+    }
+    for (number, mut stream) in streams.iter().enumerate().chain(streams.iter().enumerate()) {
+        let text = format!("still {number}");
+        writeln!(stream, "{text}")?;
+        if line(stream)? != text {
+            return Err(std::io::Error::other(format!("connection {number} echoed something else")));
+        }
+    }
+    Ok(lines)
 }
 
 fn connect(to: SocketAddr, mapped: bool) -> std::io::Result<TcpStream> {

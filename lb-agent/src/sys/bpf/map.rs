@@ -149,7 +149,11 @@ impl RawMap {
     }
 
     fn elem(&self, command: libc::c_long, key: u64, value: u64) -> io::Result<()> {
-        let mut attr = ElemAttr { map_fd: raw(&self.fd), key, value, ..ElemAttr::default() };
+        self.elem_with(command, key, value, 0)
+    }
+
+    fn elem_with(&self, command: libc::c_long, key: u64, value: u64, flags: u64) -> io::Result<()> {
+        let mut attr = ElemAttr { map_fd: raw(&self.fd), key, value, flags, ..ElemAttr::default() };
         // SAFETY: ElemAttr is the kernel's layout for element commands; every caller in this block passes addresses
         // of slices whose lengths `check` has compared with the map's.
         unsafe { call(command, &mut attr).map(drop) }
@@ -175,6 +179,21 @@ impl RawMap {
     pub fn update(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
         self.check(key.len(), Some(value.len()), 1)?;
         self.elem(BPF_MAP_UPDATE_ELEM, key.as_ptr() as u64, value.as_ptr() as u64)
+    }
+
+    /// Inserts an entry unless there is one with this key; false if there is.
+    ///
+    /// # Errors
+    /// `E2BIG` or `ENOSPC` when the map is full.
+    pub fn insert(&self, key: &[u8], value: &[u8]) -> io::Result<bool> {
+        const BPF_NOEXIST: u64 = 1;
+        self.check(key.len(), Some(value.len()), 1)?;
+        let (key, value) = (key.as_ptr() as u64, value.as_ptr() as u64);
+        match self.elem_with(BPF_MAP_UPDATE_ELEM, key, value, BPF_NOEXIST) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Deletes an entry; one that is not there is no error.
@@ -280,4 +299,50 @@ impl RawMap {
         batch.next = (!end).then_some(position);
         Ok(batch)
     }
+
+    /// Calls `visit` with the bytes of every entry (key, value); by batches where the kernel has them.
+    ///
+    /// # Errors
+    /// As the kernel says; some entries were visited then.
+    pub fn for_each(&self, mut visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+        let key_size = self.info.key_size as usize;
+        let mut from = None;
+        let mut count = BATCH;
+        loop {
+            match self.lookup_batch(from.as_deref(), count) {
+                Ok(batch) => {
+                    let values = batch.values.chunks_exact(self.value_len);
+                    batch.keys.chunks_exact(key_size).zip(values).for_each(|(key, value)| visit(key, value));
+                    from = batch.next;
+                    if from.is_none() {
+                        return Ok(());
+                    }
+                }
+                // A bucket that is longer than the batch.
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && count < 1 << 20 => count *= 2,
+                Err(error) if no_batches(&error) && from.is_none() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        let mut value = vec![0; self.value_len];
+        let mut key = self.next_key(None)?;
+        while let Some(found) = key {
+            if self.lookup(&found, &mut value)? {
+                visit(&found, &value);
+            }
+            key = self.next_key(Some(&found))?;
+        }
+        Ok(())
+    }
+}
+
+/// Entries of one batch: some 100 kB of buffers at most.
+pub const BATCH: u32 = 1024;
+
+/// The kernel says that a type of map has no batches.
+#[must_use]
+pub fn no_batches(error: &io::Error) -> bool {
+    /// The kernel's own errno for "no such operation on this map", unknown to libc.
+    const ENOTSUPP: i32 = 524;
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | ENOTSUPP))
 }

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 pub use link::{LINK_CGROUP, LINK_TCX, LinkInfo, link_create, link_detach, link_info, link_update};
-pub use map::{ARRAY, Batch, PERCPU_ARRAY, RawMap, map_create};
+pub use map::{ARRAY, BATCH, Batch, PERCPU_ARRAY, RawMap, map_create, no_batches};
 
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;

@@ -79,7 +79,8 @@ fn last_known(api: &mut Api) -> Result<()> {
     gets_there(api, api.feed_with_state(&[], &state))?;
     // the first server alone, whose certificate does not have the address that was kept
     api.plane.kill_server(SECOND)?;
-    gets_there(api, api.feed_with_state(&[], &state)).context("by the server without its address in its certificate")
+    gets_there(api, api.feed_with_state(&[], &state))
+        .context("by the server without its address in its certificate")
 }
 
 fn stale(api: &mut Api) -> Result<()> {

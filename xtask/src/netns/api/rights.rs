@@ -61,15 +61,19 @@ fn missing_node(api: &mut Api) -> Result<()> {
     let name = std::mem::replace(&mut api.context.lab.nodes[0].name, "ghost".into());
     let done = ghost(api);
     api.context.lab.nodes[0].name = name;
-    api.begin(api.feed(&[SECOND]))?;
+    api.begin_empty(api.feed(&[SECOND]))?;
     api.healthy()?;
     done
 }
 
+/// On an emptied node: what is pinned belongs to the node of the other name, and would be refused.
 fn ghost(api: &mut Api) -> Result<()> {
-    api.begin(api.feed(&[SECOND]))?;
+    api.begin_empty(api.feed(&[SECOND]))?;
     api.status_says("Node ghost: does not exist")?;
-    ensure!(api.context.lab.nodes[0].http("127.0.0.1:10256", "/healthz")?.status == 503, "healthy without its Node");
+    ensure!(
+        api.context.lab.nodes[0].http("127.0.0.1:10256", "/healthz")?.status == 503,
+        "healthy without its Node"
+    );
     let addresses = api.context.lab.nodes[0].addresses.clone();
     let cidrs = ["10.77.1.0/24".to_owned()];
     api.plane.apply(FIRST, &lab::manifests::node("ghost", &addresses, &cidrs))?;
@@ -87,7 +91,10 @@ fn unauthorized(api: &mut Api) -> Result<()> {
     let good = fs::read_to_string(&token)?;
     fs::write(&token, "nonsense")?;
     let done = api.begin(api.feed(&[SECOND])).and_then(|()| {
-        api.status_says(&format!("API server {}: does not accept our credentials", ControlPlane::url(SECOND, 0)))
+        api.status_says(&format!(
+            "API server {}: does not accept our credentials",
+            ControlPlane::url(SECOND, 0)
+        ))
     });
     fs::write(&token, good)?;
     done?;

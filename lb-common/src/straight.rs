@@ -1,0 +1,67 @@
+//! Connections straight to a backend, beside flows of Services between the same two.
+//!
+//! A client may use one source port towards a frontend and towards the backend behind it. Behind the DNAT both would
+//! be C:c -> B, and B's answers could not be told apart. So the later one, which is the straight one here, is moved to
+//! another source port of the same address: it becomes a flow whose frontend is the backend itself. (The other order
+//! is [`crate::track::give_way`].)
+
+use crate::abi::{CT_PASS, LbConfig, POS_IN, POS_OUT};
+use crate::env::{Env, Work};
+use crate::flow::{Role, is_closed};
+use crate::frame::Frame;
+use crate::packet::LoadAddr;
+use crate::tc::{finish, reverse, tuple};
+use crate::track::{Claim, Follow, begin, find, follow};
+use crate::verdict::Step;
+
+/// A packet on its way in to the address of a backend, from a client with which it has a flow of a Service.
+///
+/// Passes unchanged unless it belongs to a connection that was moved, or begins one whose tuple a Service's flow
+/// holds. A packet of that flow itself, which left and came in again by another interface, looks the same; it is told
+/// by the interface.
+#[inline(always)]
+pub fn straight<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+) -> Step {
+    if !work.packet.has_ports() {
+        return Step::Pass;
+    }
+    work.key = tuple(&work.packet, POS_IN);
+    if let Some(table) = find(env, &work.key, &mut work.value) {
+        if work.value.ifindex != work.hook.ifindex {
+            return Step::Pass;
+        }
+        match follow(env, work, table) {
+            Follow::Rewrite => return finish(frame, env, config, work),
+            Follow::Pass => return Step::Pass,
+            Follow::Anew => {}
+        }
+    }
+    if !work.packet.begins_flow() || !is_held(env, work) {
+        return Step::Pass;
+    }
+    begin(work, env.now_ns());
+    (work.flow.backend, work.flow.backend_port) = (work.packet.dst, work.packet.dport);
+    work.flow.generation = env.generation(0);
+    match env.claim(config, work) {
+        Claim::Refused => Step::Drop,
+        Claim::New | Claim::Known => finish(frame, env, config, work),
+    }
+}
+
+/// A live flow of a Service that came in by the same interface holds the tuple of the packet in hand.
+#[inline(always)]
+fn is_held<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>) -> bool {
+    work.key2 = reverse(&work.packet, POS_OUT);
+    if find(env, &work.key2, &mut work.value2).is_none() {
+        return false;
+    }
+    let holder = &work.value2;
+    holder.role == Role::DnatReply as u8
+        && holder.flags & CT_PASS == 0
+        && !is_closed(holder.flags)
+        && holder.ifindex == work.hook.ifindex
+}
