@@ -32,8 +32,8 @@ fn act(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Run(args) => {
             if let Some(file) = &args.write_config_to {
-                return Ok(std::fs::write(file, args.effective()?)
-                    .map_err(|error| anyhow::anyhow!("cannot write {}: {error}", file.display()))?);
+                return std::fs::write(file, args.effective()?)
+                    .map_err(|error| anyhow::anyhow!("cannot write {}: {error}", file.display()));
             }
             let warnings = glue::prepare_node(&args.duties()?);
             if args.init_only {

@@ -24,7 +24,7 @@ const TIMEOUT_S: u32 = 60;
 /// The world of the golden packets with eight endpoints (ids given) behind a service port with affinity.
 fn sticky(n: &Net) -> (World, Vec<u32>) {
     let mut w = world(n);
-    let mut nth = |i: u8| match n.remote {
+    let nth = |i: u8| match n.remote {
         IpAddr::V4(a) => IpAddr::from([a.octets()[0], a.octets()[1], 7, i]),
         IpAddr::V6(a) => {
             let mut a = a.octets();

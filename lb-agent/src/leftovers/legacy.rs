@@ -33,7 +33,7 @@ pub(super) fn look(six: bool) -> io::Result<Found> {
     let mut found = Found::default();
     for table in TABLES.into_iter().filter(|table| names.lines().any(|name| name == *table)) {
         let rules = sys::iptables::read(table, six)?;
-        if chain_names(&rules.entries).any(|name| is_kube_proxys(name)) {
+        if chain_names(&rules.entries).any(is_kube_proxys) {
             found.tables.push(table);
         }
         if table == "filter" {

@@ -124,8 +124,11 @@ pub(super) fn release_nat(netfilter: &mut Nfnl) -> io::Result<()> {
     netfilter.change(&[(Family::Inet, delete_table(KEEPER.to_owned()))])
 }
 
+/// What must go from a table, which is named by family and name.
+type FromTable = ((Family, String), Removal<u64>);
+
 /// What must go from each iptables-nft table, by family and table.
-fn iptables(netfilter: &mut Nfnl) -> io::Result<Vec<((Family, String), Removal<u64>)>> {
+fn iptables(netfilter: &mut Nfnl) -> io::Result<Vec<FromTable>> {
     let mut by_table: BTreeMap<(u8, String), (BTreeSet<String>, BTreeSet<String>)> = BTreeMap::new();
     let ours = |family: Family, table: &str| is_ip(family) && table != KUBE_PROXY;
     for chain in chains(netfilter)?.into_iter().filter(|c| ours(c.family, &c.table)) {
