@@ -307,7 +307,7 @@ impl RawMap {
     pub fn for_each(&self, mut visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
         let key_size = self.info.key_size as usize;
         let mut from = None;
-        let mut count = BATCH;
+        let mut count = BATCH.min(self.info.max_entries.max(1));
         loop {
             match self.lookup_batch(from.as_deref(), count) {
                 Ok(batch) => {
