@@ -124,6 +124,8 @@ enum Command {
         pod: String,
         #[arg(long)]
         node: String,
+        #[arg(long, default_value = "::")]
+        address: std::net::IpAddr,
         #[arg(long)]
         port: u16,
     },
@@ -188,7 +190,7 @@ fn dispatch(command: Command) -> Result<bool> {
             println!("{passed} passed, {failed} failed, 0 skipped");
             return Ok(failed == 0);
         }
-        Command::Serve { pod, node, port } => lab::servers::serve(&pod, &node, port),
+        Command::Serve { pod, node, address, port } => lab::servers::serve(&pod, &node, address, port),
         Command::Worker => lab::worker::serve(),
     }?;
     Ok(true)

@@ -5,19 +5,20 @@
 //! `seq N` has its own text at the end of the answer, and `BIG n` asks for one of n bytes.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 
 use anyhow::{Context, Result};
 
 use super::worker::plain;
 
-/// Serves TCP and UDP on a port of every address, both families, forever.
+/// Serves TCP and UDP on a port forever, on one address or (`::`) on every address of both families. On one address
+/// a datagram's answer comes from it; on all, from where the kernel thinks fit.
 ///
 /// # Errors
 /// When a port is taken.
-pub(crate) fn serve(pod: &str, node: &str, port: u16) -> Result<()> {
-    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).context("TCP port")?;
-    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).context("UDP port")?;
+pub(crate) fn serve(pod: &str, node: &str, address: IpAddr, port: u16) -> Result<()> {
+    let listener = TcpListener::bind((address, port)).context("TCP port")?;
+    let socket = UdpSocket::bind((address, port)).context("UDP port")?;
     println!("listening");
     std::io::stdout().flush()?;
     let name = format!("pod {pod} node {node}");

@@ -28,7 +28,7 @@ const FAR_MTU: u32 = 1400;
 /// MTU between the router and the pods of node2.
 const POD_MTU: u32 = 1300;
 /// A Service whose pods are there, but not listening.
-const CLOSED: u32 = 18;
+const CLOSED: u32 = 41;
 const CLOSED_PORT: u16 = 8099;
 
 /// The router and the client behind it.

@@ -2,6 +2,7 @@
 //! an L3 device.
 
 use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -72,9 +73,16 @@ fn masquerade_beside(context: &mut Context) -> Result<()> {
 pub(super) struct Server(Child);
 
 impl Server {
+    /// On all addresses.
     pub(super) fn start(namespace: &str, name: &str, port: u16) -> Result<Self> {
+        Self::start_at(namespace, name, Ipv6Addr::UNSPECIFIED.into(), port)
+    }
+
+    /// On one address, which its answers come from.
+    fn start_at(namespace: &str, name: &str, address: IpAddr, port: u16) -> Result<Self> {
         let mut command = netns::command(namespace, None, Path::new(netns::OWN_PROGRAM))?;
-        command.args(["serve", "--pod", name, "--node", "none", "--port", &port.to_string()]);
+        command.args(["serve", "--pod", name, "--node", "none"]);
+        command.args(["--address", &address.to_string(), "--port", &port.to_string()]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         janitor::process(child.id());
         let mut line = String::new();
@@ -106,8 +114,9 @@ fn node_local_cache(context: &mut Context) -> Result<()> {
         let [four, six] = vips(CACHED).map(|vip| vip.ip());
         ip(&node, &[format!("address {verb} {four}/32 dev lo"), format!("address {verb} {six}/128 dev lo")])
     };
-    let server = Server::start(&node, "cache", SERVICE_PORT)?;
     own("add")?;
+    let [four, six] = vips(CACHED).map(|vip| Server::start_at(&node, "cache", vip.ip(), SERVICE_PORT));
+    let servers = (four?, six?);
     let answered = (|| -> Result<()> {
         for vip in vips(CACHED) {
             for side in [Side::Pod("p1b"), Side::Node(0)] {
@@ -127,8 +136,8 @@ fn node_local_cache(context: &mut Context) -> Result<()> {
         }
         Ok(())
     })();
+    drop(servers);
     own("delete")?;
-    drop(server);
     answered?;
     for vip in vips(CACHED) {
         let ask = Ask::Http { to: vip, path: "/".into(), mapped: false };
@@ -193,6 +202,8 @@ fn l3_device(context: &mut Context) -> Result<()> {
     })();
     std::thread::sleep(SETTLE);
     routes(&first, 2, true)?;
+    // these first: a gateway behind the tunnel would take its route along when the tunnel goes
+    ip(&second, &back.map(|line| line.replace("route add", "route delete")))?;
     routes(&second, 1, true)?;
     drop(tunnel);
     result
