@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use thiserror::Error;
 
 use crate::datapath::sizes::{self, Sizes};
-use crate::kubeproxy::{self, ConfigError, ProxyConfig};
+use crate::kubeproxy::{self, ConfigError, Conntrack, Parsed, ProxyConfig};
 use crate::model::settings::{DetectLocal, Settings, SocketLb};
 use crate::sys;
 use crate::watch::api::ApiSource;
@@ -30,6 +30,7 @@ Examples:
   lb-agent status                                                 what is served, and what is wrong
   lb-agent dump                                                   the kernel's tables as text
   lb-agent cleanup                                                remove everything from the kernel
+  lb-agent cleanup --kube-proxy                                   remove the rules that kube-proxy left behind
 
 Traffic goes on when the agent stops; only `cleanup` ends it.")]
 pub struct Cli {
@@ -43,8 +44,8 @@ pub struct Cli {
 pub enum Command {
     /// Serve: fill the kernel's tables and keep them so until SIGTERM; the data path stays behind
     Run(Box<RunArgs>),
-    /// Remove all programs, tables and pins from the kernel; connections through them break
-    Cleanup(KernelArgs),
+    /// Remove all programs, tables and pins from the kernel; connections through them break. Or kube-proxy's rules
+    Cleanup(CleanupArgs),
     /// Say what is served and what is wrong, from the running agent or else from the kernel
     Status(StatusArgs),
     /// Print the kernel's tables as text, one line per entry, in a stable order
@@ -60,6 +61,18 @@ pub struct KernelArgs {
     /// Mount point of the BPF file system; the pins are under PATH/lb/
     #[arg(long, value_name = "PATH", env = "LB_BPFFS", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
+}
+
+/// Arguments of `cleanup`.
+#[derive(Debug, Clone, Args)]
+pub struct CleanupArgs {
+    /// Remove what kube-proxy left (iptables, nftables) instead of what this agent made. Its open connections go on.
+    /// Run it when kube-proxy is gone and this agent serves
+    #[arg(long)]
+    pub kube_proxy: bool,
+    /// Where in the kernel.
+    #[command(flatten)]
+    pub kernel: KernelArgs,
 }
 
 /// Arguments of `status`.
@@ -94,12 +107,19 @@ pub struct RunArgs {
     /// answer. A node without any other service proxy needs one of them for its first start
     #[arg(long, value_name = "URL,...", value_delimiter = ',')]
     pub apiserver: Vec<String>,
-    /// Folder where the API server's endpoints are kept for the next start; empty = they are not kept
+    /// Folder where the API server's endpoints are kept for the next start
     #[arg(long, value_name = "DIR", default_value = "/var/lib/lb-agent")]
     pub state_dir: PathBuf,
-    /// A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), as kube-proxy takes it
+    /// A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), as kube-proxy takes it. When the file changes, the
+    /// agent ends with status 1, for its supervisor to start it anew; traffic goes on meanwhile
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Write the KubeProxyConfiguration in force, with all defaults, as YAML to this file, and exit
+    #[arg(long, value_name = "FILE")]
+    pub write_config_to: Option<PathBuf>,
+    /// Set what only a privileged process can (the sysctls of `conntrack`), and exit
+    #[arg(long)]
+    pub init_only: bool,
     /// Where in the kernel.
     #[command(flatten)]
     pub kernel: KernelArgs,
@@ -129,7 +149,9 @@ pub struct RunArgs {
 
 /// Capacities of the tables. They take effect when the tables are made: pinned ones keep theirs until `cleanup`.
 #[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Sizes of tables (of each IP family; tables that exist keep theirs until cleanup)")]
+#[command(
+    next_help_heading = "Sizes of tables (of each IP family; tables that exist keep theirs until cleanup)"
+)]
 pub struct SizeArgs {
     /// Entries of established flows; a flow takes two, four when it is masqueraded. About 440 bytes each, taken at
     /// start. Default: by memory, 131072 from 5 to 29 GiB
@@ -189,10 +211,25 @@ pub struct RunConfig {
     pub healthz: SocketAddr,
     /// Where metrics and status answer.
     pub metrics: SocketAddr,
+    /// A health or metrics address that cannot be opened ends the agent.
+    pub hard_fail: bool,
+    /// The file of `--config` and its text, to be watched.
+    pub file: Option<(PathBuf, String)>,
+    /// The KubeProxyConfiguration in force.
+    pub effective: serde_json::Value,
     /// How large the tables are.
     pub sizes: Sizes,
     /// What the operator should know before it starts.
     pub warnings: Vec<String>,
+}
+
+/// What a node is asked to be, whatever the source (B114).
+#[derive(Debug, Clone)]
+pub struct NodeDuties {
+    /// `conntrack`.
+    pub conntrack: Conntrack,
+    /// `oomScoreAdj`.
+    pub oom_score: i16,
 }
 
 /// Where objects come from.
@@ -232,7 +269,7 @@ impl RunArgs {
     /// # Errors
     /// See [`StartError`]; nothing was touched.
     pub fn resolve(&self) -> Result<RunConfig, StartError> {
-        let (mut proxy, mut warnings) = self.proxy_config()?;
+        let (Parsed { config: mut proxy, mut warnings, effective }, file) = self.proxy_config()?;
         let kubeconfig = proxy.kubeconfig.take().map(PathBuf::from);
         if self.xdp.as_deref().is_some_and(|x| x != "off") {
             warnings.push("--xdp is not yet available; packets are balanced at TC".to_owned());
@@ -243,10 +280,23 @@ impl RunArgs {
         };
         let healthz = address("--healthz-bind-address", &self.healthz_bind_address, proxy.healthz)?;
         let metrics = address("--metrics-bind-address", &self.metrics_bind_address, proxy.metrics)?;
+        let hard_fail = proxy.hard_fail;
         let settings = self.settings(proxy)?;
         let source = self.source(kubeconfig, &settings, &mut warnings)?;
         let sizes = self.sizes.resolve(sys::memory::memory());
-        Ok(RunConfig { source, healthz, metrics, kernel: self.kernel.clone(), settings, sizes, warnings })
+        let kernel = self.kernel.clone();
+        Ok(RunConfig {
+            source,
+            healthz,
+            metrics,
+            kernel,
+            hard_fail,
+            settings,
+            sizes,
+            file,
+            effective,
+            warnings,
+        })
     }
 
     fn source(
@@ -271,7 +321,7 @@ impl RunArgs {
             kubeconfig: self.kubeconfig.clone(),
             config_kubeconfig,
             servers: self.apiserver.iter().map(|url| url.trim().to_owned()).collect(),
-            memory: Some(self.state_dir.clone()).filter(|folder| !folder.as_os_str().is_empty()),
+            memory: Some(self.state_dir.clone()),
             in_cluster: in_cluster(),
             service_account: SERVICE_ACCOUNT.into(),
         };
@@ -280,16 +330,36 @@ impl RunArgs {
         Ok(SourceConfig::Api(ApiSource { bootstrap, node_name: settings.node_name.clone(), needs_pod_cidrs }))
     }
 
-    fn proxy_config(&self) -> Result<(ProxyConfig, Vec<String>), StartError> {
-        let Some(path) = &self.config else {
-            return Ok((kubeproxy::KubeProxyConfiguration::default().resolve()?, Vec::new()));
-        };
+    /// What the node is asked to be; for `--init-only`, which needs nothing else.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn duties(&self) -> Result<NodeDuties, StartError> {
+        let (Parsed { config, .. }, _) = self.proxy_config()?;
+        Ok(NodeDuties { conntrack: config.conntrack, oom_score: config.oom_score })
+    }
+
+    /// The text for `--write-config-to` (B160).
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn effective(&self) -> Result<String, StartError> {
+        let (parsed, _) = self.proxy_config()?;
+        serde_yaml_ng::to_string(&parsed.effective).map_err(|error| {
+            StartError::Config(ConfigError::Shape { field: String::new(), problem: error.to_string() })
+        })
+    }
+
+    /// The configuration, and the file it came from with its text.
+    fn proxy_config(&self) -> Result<(Parsed, Option<(PathBuf, String)>), StartError> {
+        let Some(path) = &self.config else { return Ok((kubeproxy::parse("")?, None)) };
         let text = std::fs::read_to_string(path)
             .map_err(|source| StartError::Read { path: path.clone(), source })?;
-        let (config, unknown) = kubeproxy::parse(&text)?;
-        let warn =
-            |field| format!("configuration field {field} is not known and has no effect; is it misspelt?");
-        Ok((config, unknown.into_iter().map(warn).collect()))
+        let mut parsed = kubeproxy::parse(&text)?;
+        for warning in &mut parsed.warnings {
+            *warning = format!("--config: {warning}");
+        }
+        Ok((parsed, Some((path.clone(), text))))
     }
 
     fn settings(&self, proxy: ProxyConfig) -> Result<Settings, StartError> {

@@ -25,8 +25,14 @@ fn a_folder_and_an_api_server_exclude_each_other() {
 
 #[test]
 fn without_any_way_to_an_api_server_one_message_names_all_of_them() {
-    let error = run(&["--node-name", "a", "--state-dir", ""]).unwrap_err().to_string();
-    for way in ["--kubeconfig", "--apiserver", "clientConnection.kubeconfig", "KUBERNETES_SERVICE_HOST", "--manifests"] {
+    let error = run(&["--node-name", "a", "--state-dir", "/nowhere"]).unwrap_err().to_string();
+    for way in [
+        "--kubeconfig",
+        "--apiserver",
+        "clientConnection.kubeconfig",
+        "KUBERNETES_SERVICE_HOST",
+        "--manifests",
+    ] {
         assert!(error.contains(way), "{way} in {error}");
     }
     let error = run(&["--node-name", "a", "--kubeconfig", "/nowhere"]).unwrap_err().to_string();
@@ -63,6 +69,15 @@ fn own_settings_and_their_defaults() {
     let own = run(&own).unwrap();
     assert_eq!((own.settings.socket_lb, own.settings.masquerade_local), (SocketLb::All, true));
     assert!(own.warnings.iter().any(|w| w.contains("--xdp")));
+}
+
+#[test]
+fn b160_the_configuration_in_force_needs_no_source() {
+    let args = ["lb-agent", "run", "--write-config-to", "f"];
+    let Command::Run(args) = Cli::try_parse_from(args).unwrap().command else { panic!() };
+    let text = args.effective().unwrap();
+    assert!(text.contains("\nclusterCIDR: ''\n") && text.contains("\noomScoreAdj: -999\n"), "{text}");
+    assert_eq!(args.duties().unwrap().oom_score, -999);
 }
 
 #[test]

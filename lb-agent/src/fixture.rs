@@ -81,6 +81,7 @@ pub(crate) fn slice(name: &str, service: &str, endpoints: &[EndpointSpec]) -> Sl
         family: endpoints.first().map_or(Family::V4, |e| Family::of(e.address)),
         ports: vec![SlicePort { name: "p".to_owned(), protocol: Protocol::Tcp, port: 8080 }],
         endpoints: endpoints.to_vec(),
+        triggered: crate::model::Trigger::default(),
     }
 }
 

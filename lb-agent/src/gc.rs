@@ -11,7 +11,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use lb_common::abi::{
-    CT_FIN_BACKEND, CT_FIN_CLIENT, CT_REPLIED, CT_RST, CtKey4, CtKey6, CtValue4, CtValue6, names,
+    CT_FIN_BACKEND, CT_FIN_CLIENT, CT_REPLIED, CT_RST, CtKey4, CtKey6, CtValue4, CtValue6, SkUdpKey,
+    SkUdpValue, names,
 };
 
 use crate::apply::raw::Raw;
@@ -146,11 +147,18 @@ impl Sweeper {
         type Parts = (&'static str, fn(&[u8], &[u8]) -> Life, usize, usize, bool);
         let v4: fn(&[u8], &[u8]) -> Life = life!(CtKey4, CtValue4);
         let v6: fn(&[u8], &[u8]) -> Life = life!(CtKey6, CtValue6);
-        let parts: [Parts; 4] = [
+        // A correspondent is known like a UDP flow that was answered; that its socket is closed nobody tells.
+        let correspondent: fn(&[u8], &[u8]) -> Life = |_key: &[u8], value: &[u8]| Life {
+            proto: libc::IPPROTO_UDP as u8,
+            flags: CT_REPLIED,
+            last_tick: SkUdpValue::get(value).last_tick,
+        };
+        let parts: [Parts; 5] = [
             (names::LB_CT4, v4, CtKey4::LEN, CtValue4::LEN, false),
             (names::LB_CT6, v6, CtKey6::LEN, CtValue6::LEN, false),
             (names::LB_EM4, v4, CtKey4::LEN, CtValue4::LEN, true),
             (names::LB_EM6, v6, CtKey6::LEN, CtValue6::LEN, true),
+            (names::LB_SK_UDP, correspondent, SkUdpKey::LEN, SkUdpValue::LEN, false),
         ];
         let mut tables = Vec::new();
         for (name, life, key, value, embryonic) in parts {

@@ -12,15 +12,19 @@ use tracing::{error, info, warn};
 use crate::apply::Applier;
 use crate::apply::bpf::BpfMaps;
 use crate::attachset::attach_set;
-use crate::config::{KernelArgs, RunConfig};
+use crate::config::{KernelArgs, NodeDuties, RunConfig};
 use crate::datapath::memory::mebibytes;
 use crate::datapath::{self, Datapath, Options};
 use crate::desired::Desired;
 use crate::gc::{Sweeper, Timeouts};
 use crate::kernel::{ApplyReport, AttachReport, Kernel, KernelError, Usage};
+use crate::kubeproxy;
 use crate::links::{Attachment, NodeNet};
 use crate::model::settings::{Limits, SocketLb};
 use crate::net;
+use crate::node;
+use crate::sockets::cutover::{Cutover, moves};
+use crate::sockets::source::Sources;
 use crate::sys::bpf::RawMap;
 
 /// Flow entries that one sweep looks at: a pass over a full table of a million takes about a minute.
@@ -32,6 +36,8 @@ pub struct NodeKernel {
     datapath: Datapath,
     applier: Applier<BpfMaps>,
     sweeper: Sweeper,
+    sources: Sources,
+    cutover: Cutover,
     sockets: SocketLb,
     sockets_done: bool,
     /// Live entries of the flow tables, by the last whole sweep.
@@ -53,10 +59,14 @@ pub fn open(config: &RunConfig) -> Result<NodeKernel, KernelError> {
     );
     let applier = Applier::new(datapath.maps().map_err(said)?).map_err(said)?;
     let sweeper = Sweeper::open(datapath.pin_folder(), Timeouts::default()).map_err(said)?;
+    let sources = Sources::open(datapath.pin_folder()).map_err(said)?;
+    let cutover = Cutover::open(datapath.pin_folder()).map_err(said)?;
     Ok(NodeKernel {
         datapath,
         applier,
         sweeper,
+        sources,
+        cutover,
         sockets: config.settings.socket_lb,
         sockets_done: false,
         flows: BTreeMap::new(),
@@ -112,7 +122,7 @@ fn usage(folder: &Path, tables: &Desired, flows: &BTreeMap<&'static str, u64>) -
         (names::LB_RANGE6, tables.ranges6.len()),
         (names::LB_IF, tables.interfaces.len()),
     ];
-    let filled = [names::LB_CT4, names::LB_CT6, names::LB_EM4, names::LB_EM6];
+    let filled = [names::LB_CT4, names::LB_CT6, names::LB_EM4, names::LB_EM6, names::LB_SK_UDP];
     let written = written.into_iter().map(|(table, used)| (table, u64::try_from(used).ok()));
     let all = written.chain(filled.into_iter().map(|table| (table, flows.get(table).copied())));
     all.filter_map(|(table, used)| {
@@ -129,6 +139,25 @@ fn usage(folder: &Path, tables: &Desired, flows: &BTreeMap<&'static str, u64>) -
 pub fn cleanup(kernel: &KernelArgs) -> Result<(), KernelError> {
     let report = Datapath::cleanup(&options(kernel, "")).map_err(said)?;
     if report.errors.is_empty() { Ok(()) } else { Err(KernelError(lines(&report.errors).join("; "))) }
+}
+
+/// Does kube-proxy's duties towards the node; the answer names what failed. Call it before threads start.
+#[must_use]
+pub fn prepare_node(duties: &NodeDuties) -> Vec<String> {
+    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let mut failed = node::apply(&node::sysctls(&duties.conntrack, cpus.try_into().unwrap_or(1)));
+    match node::set_oom_score(duties.oom_score) {
+        // In a pod the kubelet has chosen a rank already; the default is no wish of the operator's.
+        Err(error) if duties.oom_score == kubeproxy::DEFAULT_OOM_SCORE => {
+            info!(%error, score = duties.oom_score, "oomScoreAdj is left as it is");
+        }
+        Err(error) => failed.push(format!(
+            "oomScoreAdj {}: {error}; give the agent CAP_SYS_RESOURCE, or remove the field from --config",
+            duties.oom_score
+        )),
+        Ok(()) => {}
+    }
+    failed
 }
 
 /// Watches the node's network until `net` is dropped.
@@ -216,8 +245,16 @@ impl Kernel for NodeKernel {
     }
 
     fn apply(&mut self, desired: &Desired) -> ApplyReport {
+        // a frontend comes after the address that clients of this host count as
+        let sources = self.sources.follow(desired);
+        self.cutover.expect(moves(self.applier.actual(), desired));
         let report = self.applier.apply(desired);
-        ApplyReport { changed: report.changed.values().sum(), failures: lines(&report.errors) }
+        let mut failures = lines(&report.errors);
+        if failures.is_empty() {
+            self.cutover.carry_out(self.applier.actual());
+        }
+        failures.extend(sources.err().map(|error| format!("sources of this host's sockets: {error}")));
+        ApplyReport { changed: report.changed.values().sum(), failures }
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
@@ -246,6 +283,10 @@ impl Kernel for NodeKernel {
         match self.sweeper.step(SWEEP) {
             Ok(report) => self.flows.extend(report.finished.map(|o| (o.table, o.live))),
             Err(error) => warn!(%error, "Flow tables cannot be swept"),
+        }
+        self.cutover.tick(self.applier.actual());
+        if let Err(error) = self.sources.refresh() {
+            warn!(%error, "Sources of this host's sockets are not up to date");
         }
     }
 }

@@ -7,19 +7,23 @@ pub mod config;
 pub mod datapath;
 pub mod desired;
 pub mod dump;
+pub mod events;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod gc;
 pub mod glue;
 pub mod kernel;
 pub mod kubeproxy;
+pub mod leftovers;
 pub mod links;
 #[cfg(test)]
 pub(crate) mod memory_kernel;
 pub mod model;
 pub mod net;
+pub mod node;
 pub mod plan;
 pub mod run;
+pub mod sockets;
 pub mod status;
 pub mod store;
 pub mod sys;

@@ -7,12 +7,13 @@ use anyhow::Result;
 use clap::Parser;
 use lb_agent::config::{Cli, Command, StatusArgs};
 use lb_agent::status::{Tables, client};
-use lb_agent::{dump, glue, tasks};
+use lb_agent::{dump, glue, leftovers, tasks};
 use serde_json::json;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new("info"));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new("info,kube_client=error"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -30,7 +31,16 @@ fn main() -> ExitCode {
 fn act(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Run(args) => {
-            let config = args.resolve()?;
+            if let Some(file) = &args.write_config_to {
+                return std::fs::write(file, args.effective()?)
+                    .map_err(|error| anyhow::anyhow!("cannot write {}: {error}", file.display()));
+            }
+            let warnings = glue::prepare_node(&args.duties()?);
+            if args.init_only {
+                return if warnings.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(warnings.join("; "))) };
+            }
+            let mut config = args.resolve()?;
+            config.warnings.extend(warnings);
             let kernel = glue::open(&config)?;
             // Plans and system calls occupy one thread; health must answer meanwhile.
             let runtime =
@@ -42,7 +52,13 @@ fn act(cli: Cli) -> Result<()> {
             runtime.shutdown_background();
             ended
         }
-        Command::Cleanup(kernel) => Ok(glue::cleanup(&kernel)?),
+        Command::Cleanup(args) if args.kube_proxy => {
+            for line in leftovers::remove().map_err(anyhow::Error::msg)? {
+                println!("{line}");
+            }
+            Ok(())
+        }
+        Command::Cleanup(args) => Ok(glue::cleanup(&args.kernel)?),
         Command::Status(args) => status(&args),
         Command::Dump(kernel) => {
             print!("{}", dump::dump(&glue::read(&kernel)?));
@@ -59,7 +75,11 @@ fn status(args: &StatusArgs) -> Result<()> {
             let look = glue::look(&args.kernel)?;
             let counters: std::collections::BTreeMap<_, _> = look.counters.into_iter().collect();
             let tables = Tables::of(&look.desired);
-            json!({"serving": "by the kernel alone", "tables": tables, "usage": look.usage, "counters": counters})
+            let left = leftovers::look().warnings();
+            json!({
+                "serving": "by the kernel alone", "tables": tables, "usage": look.usage, "counters": counters,
+                "leftoverWarnings": left,
+            })
         }
     };
     print!("{}", if args.json { format!("{status}\n") } else { client::text(&status) });

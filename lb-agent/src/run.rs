@@ -17,11 +17,12 @@ use crate::kernel::{ApplyReport, AttachReport, Kernel};
 use crate::links::NodeNet;
 use crate::model::settings::Settings;
 use crate::plan::ids::IdTable;
+use crate::plan::node::NodeFacts;
 use crate::plan::select::Place;
 use crate::plan::{Inputs, plan};
 use crate::status::healthcheck::health_checks;
 use crate::status::metrics::Metrics;
-use crate::status::{Status, Tables};
+use crate::status::{Status, Tables, unix_now};
 use crate::store::{Changed, Event, Store};
 
 /// First pause after a failed apply; it doubles up to `Settings::sync`.
@@ -112,6 +113,10 @@ struct Worker<K> {
     retry: Duration,
     /// Zero of the clock of the id table.
     born: Instant,
+    /// The same moment, seconds since 1970.
+    born_unix: f64,
+    /// The last cycle left nothing to be done again.
+    clean: bool,
 }
 
 impl<K: Kernel> Worker<K> {
@@ -145,6 +150,8 @@ impl<K: Kernel> Worker<K> {
             retry_at: None,
             retry: FIRST_RETRY,
             born: Instant::now(),
+            born_unix: unix_now(),
+            clean: false,
         }
     }
 
@@ -225,13 +232,19 @@ impl<K: Kernel> Worker<K> {
         let node = snapshot.nodes.get(&self.settings.node_name);
         let place = Place { node: &self.settings.node_name, zone: node.map_or("", |n| &n.zone) };
         let checks = health_checks(&snapshot, place);
+        let check_addresses = NodeFacts::new(&snapshot, &net, &self.settings).health_check_addresses();
+        self.metrics.applied_in(started.elapsed().as_secs_f64(), !self.clean);
+        if programmed {
+            self.observe_triggers();
+        }
+        self.clean = complete;
         self.finish(complete);
-        self.metrics.applied_in(started.elapsed().as_secs_f64());
         self.status.send_modify(|s| {
             s.eligible = !node.is_some_and(|n| n.leaving);
             // an interface that refuses says nothing about endpoints
             if programmed {
                 s.health_checks = checks;
+                s.health_check_addresses = check_addresses;
             }
             s.applied(applied, attached, Tables::of(&desired), issues);
         });
@@ -257,6 +270,16 @@ impl<K: Kernel> Worker<K> {
                 self.finish(false);
                 self.status.send_modify(|s| s.applied(failure, AttachReport::default(), tables, issues));
                 false
+            }
+        }
+    }
+
+    /// B139: what happened before this agent is not its time.
+    fn observe_triggers(&mut self) {
+        let now = unix_now();
+        for (family, time) in self.store.take_triggers() {
+            if time >= self.born_unix {
+                self.metrics.programmed_in(family, (now - time).max(0.0));
             }
         }
     }

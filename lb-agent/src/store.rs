@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::model::{Key, NodeSpec, Object, ObjectName, ServiceCidrSpec, ServiceSpec, SliceSpec};
+use crate::model::{Family, Key, NodeSpec, Object, ObjectName, ServiceCidrSpec, ServiceSpec, SliceSpec};
 use crate::plan::issue::Issue;
 
 /// Where objects come from; each has its own first full list.
@@ -77,6 +77,8 @@ pub struct Store {
     current: Snapshot,
     /// Service of each slice, to find it again when the slice goes or moves.
     slice_home: BTreeMap<ObjectName, ObjectName>,
+    /// Times of the changes that slices of a Service brought and that are not programmed yet (B139).
+    triggers: BTreeMap<ObjectName, Vec<(Family, f64)>>,
     awaited: BTreeSet<Source>,
     issues: BTreeMap<Source, Vec<Issue>>,
 }
@@ -88,6 +90,7 @@ impl Store {
         Self {
             current: Snapshot::default(),
             slice_home: BTreeMap::new(),
+            triggers: BTreeMap::new(),
             awaited: sources.into_iter().collect(),
             issues: BTreeMap::new(),
         }
@@ -138,6 +141,12 @@ impl Store {
         Arc::new(self.current.clone())
     }
 
+    /// Times, seconds since 1970, of the causes of all slice changes since the last call (B139). A Service whose slice
+    /// was deleted since has none.
+    pub fn take_triggers(&mut self) -> Vec<(Family, f64)> {
+        std::mem::take(&mut self.triggers).into_values().flatten().collect()
+    }
+
     /// The faults that the sources found, those that several name once.
     fn all_issues(&self) -> Vec<Issue> {
         let mut seen = BTreeSet::new();
@@ -174,12 +183,20 @@ impl Store {
             _ => 0,
         };
         self.slice_home.insert(name.clone(), home.clone());
-        let slices = self.current.slices.entry(home).or_default();
-        moved.max(put(slices, name.name, new))
+        let trigger = new.triggered.0.map(|time| (new.family, time));
+        let slices = self.current.slices.entry(home.clone()).or_default();
+        let changed = moved.max(put(slices, name.name, new));
+        if changed > 0
+            && let Some(trigger) = trigger
+        {
+            self.triggers.entry(home).or_default().push(trigger);
+        }
+        changed
     }
 
     fn remove_slice(&mut self, name: &ObjectName) -> u64 {
         let Some(home) = self.slice_home.remove(name) else { return 0 };
+        self.triggers.remove(&home);
         let Some(slices) = self.current.slices.get_mut(&home) else { return 0 };
         let removed = u64::from(slices.remove(&name.name).is_some());
         if slices.is_empty() {
@@ -201,8 +218,6 @@ fn put<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, Arc<V>>, key: K, new: Arc<V>)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Family;
-
     fn slice(name: &str, service: &str) -> (Key, Option<Object>) {
         let name = ObjectName::new("ns", name);
         let spec = SliceSpec {
@@ -211,6 +226,7 @@ mod tests {
             family: Family::V4,
             ports: Vec::new(),
             endpoints: Vec::new(),
+            triggered: crate::model::Trigger(Some(7.0)),
         };
         (Key::Slice(name), Some(Object::Slice(Arc::new(spec))))
     }
@@ -231,6 +247,18 @@ mod tests {
         let mut store = Store::new([]);
         assert_eq!(store.take(Event::Changes(vec![slice("a", "web")])).slices, 1);
         assert_eq!(store.take(Event::Changes(vec![slice("a", "web")])).slices, 0);
+    }
+
+    #[test]
+    fn b139_triggers_of_changed_slices_and_none_of_deleted_ones() {
+        let mut store = Store::new([]);
+        store.take(Event::Changes(vec![slice("a", "web"), slice("b", "web"), slice("a", "api")]));
+        assert_eq!(store.take_triggers(), [(Family::V4, 7.0)], "moving a slice away is a deletion for web");
+        store.take(Event::Changes(vec![slice("b", "web")]));
+        assert_eq!(store.take_triggers(), [], "no change");
+        store.take(Event::Changes(vec![slice("c", "web")]));
+        store.take(Event::Changes(vec![(Key::Slice(ObjectName::new("ns", "c")), None)]));
+        assert_eq!(store.take_triggers(), [], "deleted");
     }
 
     #[test]

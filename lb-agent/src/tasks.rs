@@ -14,11 +14,15 @@ use tokio::task::{AbortHandle, JoinSet};
 use tracing::warn;
 
 use crate::config::{RunConfig, SourceConfig};
+use crate::events::{Event, Events};
 use crate::kernel::Kernel;
+use crate::kubeproxy;
 use crate::links::NodeNet;
+use crate::model::ObjectName;
 use crate::run::{Parts, RunError, run};
+use crate::status::admin::Listen;
 use crate::status::metrics::Metrics;
-use crate::status::{Status, StatusReader, admin, health, healthcheck};
+use crate::status::{Status, StatusReader, admin, health, healthcheck, surroundings};
 use crate::store::{Source, Store};
 use crate::watch::api;
 use crate::watch::manifests::{self, ManifestsError};
@@ -35,6 +39,19 @@ pub enum AgentError {
     /// The folder of manifests.
     #[error(transparent)]
     Manifests(#[from] ManifestsError),
+    /// `--config` has changed (B161).
+    #[error("the file of --config has changed: {0}; start again to use it (traffic goes on)")]
+    ConfigChanged(String),
+    /// An address cannot be opened, and `bindAddressHardFail` says that this ends it (B134, B135).
+    #[error("{server} address {address} cannot be opened: {source}")]
+    Bind {
+        /// Which server.
+        server: &'static str,
+        /// Its address.
+        address: SocketAddr,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// A task ended although it should not.
     #[error("the task {0} has ended; see the log")]
     TaskEnded(&'static str),
@@ -59,9 +76,10 @@ where
     for warning in &config.warnings {
         warn!(warning, "Configuration");
     }
-    let (event_sender, events) = mpsc::channel(EVENTS);
+    let (mut events, told) = Events::channel();
+    let (event_sender, received) = mpsc::channel(EVENTS);
     let (net_sender, net) = watch::channel(NodeNet::default());
-    let (status, reader) = watch::channel(Status::default());
+    let (status, reader) = watch::channel(Status { warnings: config.warnings.clone(), ..Status::default() });
     let metrics = Metrics::new(reader.clone());
     let mut tasks: JoinSet<Result<&'static str, AgentError>> = JoinSet::new();
 
@@ -75,9 +93,16 @@ where
             tasks.spawn(async move {
                 Ok(manifests::watch(folder, event_sender).await.map(|()| "manifest watch")?)
             });
+            // nobody to tell them to: they are in the log
+            events = Events::default();
             Store::new([Source::Manifests])
         }
         SourceConfig::Api(source) => {
+            let teller = api::tell::tell(source.clone(), told);
+            tasks.spawn(async move {
+                teller.await;
+                Ok("events")
+            });
             tasks.spawn(async move {
                 api::watch(source, event_sender).await;
                 Ok("API watch")
@@ -85,17 +110,35 @@ where
             Store::new(api::SOURCES)
         }
     };
+    if let Some((path, content)) = config.file.clone() {
+        tasks.spawn(async move {
+            kubeproxy::watch::changed(path.clone(), content).await;
+            Err(AgentError::ConfigChanged(path.display().to_string()))
+        });
+    }
+    events.say(Event::starting());
+    let listen = |name, address, on_failure| {
+        let hard_fail = config.hard_fail;
+        Listen { name, address, only_v6: false, hard_fail, on_failure: Some(on_failure) }
+    };
     let routes = health::routes(reader.clone(), metrics.clone());
-    tasks.spawn(serve("health", config.healthz, routes));
-    let routes = admin::routes(reader.clone(), metrics.clone());
-    tasks.spawn(serve("metrics", config.metrics, routes));
+    let health = listen("health", config.healthz, Event::proxier_health_check_failed());
+    tasks.spawn(serve(health, routes, events.clone()));
+    let routes = admin::routes(reader.clone(), metrics.clone(), config.effective.clone());
+    let admin = listen("metrics", config.metrics, Event::metric_server_failed());
+    tasks.spawn(serve(admin, routes, events.clone()));
     tasks.spawn(async move {
-        serve_health_checks(reader).await;
+        serve_health_checks(reader, events).await;
         Ok("health check servers")
+    });
+    let looking = status.clone();
+    tasks.spawn(async move {
+        surroundings::watch(looking).await;
+        Ok("surroundings")
     });
 
     let settings = config.settings;
-    let parts = Parts { kernel, store, events, net, settings, status, metrics, seed: random() };
+    let parts = Parts { kernel, store, events: received, net, settings, status, metrics, seed: random() };
     tokio::select! {
         ended = run(parts, stop) => Ok(ended?),
         Some(task) = tasks.join_next() => match task {
@@ -106,33 +149,47 @@ where
     }
 }
 
-async fn serve(
-    name: &'static str,
-    address: SocketAddr,
-    routes: axum::Router,
-) -> Result<&'static str, AgentError> {
-    admin::serve(name, address, routes).await;
-    Ok(name)
+async fn serve(listen: Listen, routes: axum::Router, events: Events) -> Result<&'static str, AgentError> {
+    let (server, address) = (listen.name, listen.address);
+    match admin::serve(listen, routes, &events).await {
+        Ok(()) => Ok(server),
+        Err(source) => Err(AgentError::Bind { server, address, source }),
+    }
 }
 
-/// Keeps one listener per health check node port (B123); ends with the loop.
-async fn serve_health_checks(mut status: StatusReader) {
-    let mut running: BTreeMap<u16, AbortHandle> = BTreeMap::new();
+/// Keeps the listeners of all health check node ports (B123); ends with the loop.
+async fn serve_health_checks(mut status: StatusReader, events: Events) {
+    let mut running: BTreeMap<SocketAddr, AbortHandle> = BTreeMap::new();
     let mut servers = JoinSet::new();
     while status.changed().await.is_ok() {
-        let wanted = healthcheck::by_port(&status.borrow_and_update().health_checks);
-        running.retain(|port, task| {
-            let keep = wanted.contains_key(port);
+        let (wanted, addresses) = {
+            let status = status.borrow_and_update();
+            (healthcheck::by_port(&status.health_checks), status.health_check_addresses.clone())
+        };
+        let wanted_at = healthcheck::listen_addresses(&wanted, addresses.as_ref());
+        running.retain(|address, task| {
+            let keep = wanted_at.contains(address);
             if !keep {
                 task.abort();
             }
             keep
         });
-        for (port, address) in healthcheck::listen_addresses(&wanted) {
-            let reader = status.clone();
-            running.entry(port).or_insert_with(|| {
-                servers.spawn(admin::serve("health check", address, healthcheck::routes(port, reader)))
-            });
+        for address in wanted_at {
+            if running.contains_key(&address) {
+                continue;
+            }
+            let port = address.port();
+            let service = wanted.get(&port).map(|check| ObjectName::new(&check.namespace, &check.name));
+            let listen = Listen {
+                name: "health check",
+                address,
+                only_v6: addresses.is_some(),
+                hard_fail: false,
+                on_failure: service.map(Event::service_health_check_failed),
+            };
+            let (routes, events) = (healthcheck::routes(port, status.clone()), events.clone());
+            let task = servers.spawn(async move { admin::serve(listen, routes, &events).await });
+            running.insert(address, task);
         }
         while servers.try_join_next().is_some() {}
     }

@@ -47,7 +47,15 @@ fn snapshot() -> NodeNet {
 /// One cycle of an agent, but for the API.
 fn cycle(lab: &Lab, datapath: &mut Datapath) {
     let net = snapshot();
-    let report = datapath.attach(&net, &attach_set(&net));
+    let mut report = datapath.attach(&net, &attach_set(&net));
+    for _ in 0..50 {
+        if report.errors.is_empty() {
+            break;
+        }
+        // links of a file system that was just unmounted go a moment later; the agent tries again, too
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        report = datapath.attach(&net, &attach_set(&net));
+    }
     assert!(report.errors.is_empty(), "{:?}", report.errors);
     if lab.has_cgroup() {
         let report = datapath.attach_sockets().expect("the cgroup");

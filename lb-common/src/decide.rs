@@ -4,7 +4,7 @@
 
 use crate::abi::{AffValue, BE_IN_CLUSTER, BE_IN_LOCAL, BE_LOCAL, LbConfig, SvcValue};
 use crate::abi::{CFG_DETECT_IF, CFG_MASQ_LOCAL, CFG_REJECT_UNKNOWN, IF_DETECT, IF_POD};
-use crate::abi::{NODE_NODEPORT, ROLE_FRONTEND, ROLE_NODEPORT};
+use crate::abi::{ROLE_FRONTEND, ROLE_NODEPORT};
 use crate::abi::{SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL, SVC_MASQ_ALL, SVC_RANGES};
 use crate::counter::Counter;
 use crate::env::Env;
@@ -23,7 +23,8 @@ pub enum Target {
     UnknownAddress,
 }
 
-/// Finds the frontend of a destination. `roles` are those of its address.
+/// Finds the frontend of a destination. `roles` are those of its address; `answers` are the `NODE_*` bits of which one
+/// lets NodePorts answer on an address of the node.
 ///
 /// Exact addresses come before NodePorts (B35). Reads at most three table entries, none if `roles` has no bit of a
 /// frontend and the address is outside of service CIDRs.
@@ -32,6 +33,7 @@ pub fn target<F: Family>(
     env: &impl Env<F>,
     config: &LbConfig,
     roles: u8,
+    answers: u32,
     addr: F::Addr,
     port: [u8; 2],
     proto: u8,
@@ -43,7 +45,7 @@ pub fn target<F: Family>(
     }
     if roles & ROLE_NODEPORT != 0
         && is_nodeport(config, port)
-        && env.node(addr) & NODE_NODEPORT != 0
+        && env.node(addr) & answers != 0
         && let Some(service) = env.service(&F::svc_key(F::ZERO, port, proto))
     {
         return Target::Service(service);
@@ -89,6 +91,21 @@ impl Source {
             }
         };
         Source { pod, host: true, pod_facing: false }
+    }
+
+    /// A socket of a pod: it would come in by the pod's interface. `addr` is the address it is bound to; without one
+    /// it will take the pod's own.
+    #[inline(always)]
+    pub fn pod<F: Family>(config: &LbConfig, addr: Option<F::Addr>) -> Source {
+        let pod = if config.flags & CFG_DETECT_IF != 0 {
+            Some(true)
+        } else {
+            match addr {
+                Some(addr) => F::pod_by_source(config, addr),
+                None => F::pod_by_source(config, F::ZERO).map(|_| true),
+            }
+        };
+        Source { pod, host: false, pod_facing: true }
     }
 
     /// A packet that came in by an interface.

@@ -41,6 +41,9 @@ pub trait Env<F: Family> {
     fn service(&self, key: &F::SvcKey) -> Option<SvcValue>;
     /// `NODE_*` bits of an address; 0 = not the node's.
     fn node(&self, addr: F::Addr) -> u32;
+    /// The address that a socket of the host, which has none yet, leaves with towards a frontend; zero = not known.
+    /// Known for frontends whose service port asks for the client: affinity, source ranges.
+    fn source_towards(&self, frontend: F::Addr) -> F::Addr;
     /// The address is inside a service CIDR.
     fn in_service_cidr(&self, addr: F::Addr) -> bool;
     /// The address is inside the source ranges of a service port.

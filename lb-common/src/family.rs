@@ -26,6 +26,8 @@ pub trait Family: Copy + Eq + Ord + Hash + Debug + Default + 'static {
     const ADDRS: usize;
     /// Protocol number of this family's ICMP.
     const ICMP: u8;
+    /// Type of this family's "time exceeded".
+    const TIME_EXCEEDED: u8;
     /// IPv6.
     const V6: bool;
     /// All zero.
@@ -41,6 +43,9 @@ pub trait Family: Copy + Eq + Ord + Hash + Debug + Default + 'static {
     fn wide(addr: Self::Addr) -> Ip6;
     /// The inverse of `wide`.
     fn narrow(addr: Ip6) -> Self::Addr;
+    /// What stands for the address of a pod's socket that has none yet: an address that nobody can have, one per
+    /// network namespace (the low 24 bits of its cookie for IPv4).
+    fn stand_in(netns: u64) -> Self::Addr;
     /// Slot in the role filter.
     fn role_slot(addr: Self::Addr) -> u32;
     /// One's-complement sum of the address as native-endian 16-bit words, at most 8 * 0xffff.
@@ -153,6 +158,7 @@ impl Family for V4 {
     const ETHERTYPE: u16 = 0x0800;
     const ADDRS: usize = 12;
     const ICMP: u8 = 1;
+    const TIME_EXCEEDED: u8 = 11;
     const V6: bool = false;
     const ZERO: Ip4 = Ip4 { addr: [0; 4] };
 
@@ -181,6 +187,11 @@ impl Family for V4 {
     #[inline(always)]
     fn narrow(Ip6 { addr: a }: Ip6) -> Ip4 {
         Ip4 { addr: [a[0], a[1], a[2], a[3]] }
+    }
+    #[inline(always)]
+    fn stand_in(netns: u64) -> Ip4 {
+        // 0.0.0.0/8, RFC 1122 section 3.2.1.3: never a source on the wire
+        Ip4 { addr: (netns as u32 & 0x00ff_ffff).to_be_bytes() }
     }
     #[inline(always)]
     fn role_slot(addr: Ip4) -> u32 {
@@ -216,6 +227,7 @@ impl Family for V6 {
     const ETHERTYPE: u16 = 0x86dd;
     const ADDRS: usize = 8;
     const ICMP: u8 = 58;
+    const TIME_EXCEEDED: u8 = 3;
     const V6: bool = true;
     const ZERO: Ip6 = Ip6 { addr: [0; 16] };
 
@@ -244,6 +256,11 @@ impl Family for V6 {
     #[inline(always)]
     fn narrow(addr: Ip6) -> Ip6 {
         addr
+    }
+    #[inline(always)]
+    fn stand_in(netns: u64) -> Ip6 {
+        // 100::/64, RFC 6666: the discard prefix
+        Ip6 { addr: ((0x0100_u128 << 112) | netns as u128).to_be_bytes() }
     }
     #[inline(always)]
     fn role_slot(addr: Ip6) -> u32 {

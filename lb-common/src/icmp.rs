@@ -100,11 +100,15 @@ struct Plan<F: LoadAddr> {
 fn plan<F: LoadAddr>(frame: &impl Frame, work: &Work<F>) -> Option<Plan<F>> {
     let (outer, quoted, value) = (&work.packet, &work.quoted, &work.value);
     let _present: [u8; 2] = frame.load(outer.l4 + 2)?;
-    // The other end of the flow must not be known to the receiver by its own address. A router in between keeps its
-    // address (RFC 5508 section 4.2 leaves it to us), unless the flow is masqueraded because the receiver's answers
-    // would not come back here otherwise: such an error would be a martian there.
-    let masqueraded = matches!(Role::of(value.role), Role::SnatForward);
-    let src = if outer.src == quoted.dst || masqueraded { value.src } else { outer.src };
+    // The other end of the flow must not be known to the receiver by its own address. A router in between is
+    // replaced, too, where sources change (egress): its address may be a martian where the error goes, on strict
+    // nodes or at that very router. But who it was is all that time exceeded has to say, and a client can hear it.
+    let replaced = match Role::of(value.role) {
+        Role::SnatForward => true,
+        Role::DnatReply => outer.kind != F::TIME_EXCEEDED,
+        Role::DnatForward | Role::SnatReply => false,
+    };
+    let src = if replaced || outer.src == quoted.dst { value.src } else { outer.src };
     // the entry's deltas are those of the reverse tuple; the sums are the same
     let mut change = fold(value.addr_delta as u32 + value.port_delta as u32);
     let mut ip = [0; 2];

@@ -1,10 +1,12 @@
 //! The story of a socket of the host: translated once, at connect(), or per datagram; no flow entries.
 
-use crate::abi::{LbConfig, ROLE_FRONTEND, ROLE_NODEPORT, SkUdpKey, SkUdpValue};
+use crate::abi::{LbConfig, NODE_HOST_NODEPORT, NODE_NODEPORT, ROLE_FRONTEND, ROLE_NODEPORT};
+use crate::abi::{SVC_RANGES, SkUdpKey, SkUdpValue, SvcValue};
 use crate::counter::Counter;
 use crate::decide::{Outcome, Source, Target, decide, target};
 use crate::env::{Env, SockEnv, ticks};
 use crate::family::{Family, Ip6};
+use crate::packet::UDP;
 use crate::verdict::SockVerdict;
 
 /// Ticks after which an unconnected UDP socket's choice is forgotten: netfilter's timeout of a UDP stream (120 s).
@@ -14,15 +16,25 @@ pub const FORWARD: u8 = 0;
 /// [`SkUdpKey::direction`]: what a backend stands for.
 pub const REPLY: u8 = 1;
 
-/// Decides a connection, or the first datagram, of a host socket to (`addr`, `port`, `proto`).
+/// Whose socket it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Owner {
+    /// A process in the host's network namespace.
+    Host,
+    /// A process in the namespace with this cookie (`--socket-lb all`).
+    Pod(u64),
+}
+
+/// Decides a connection, or the first datagram, of a socket to (`addr`, `port`, `proto`).
 ///
-/// `client` is the address the socket is bound to; `None` = not yet known. A verdict to drop is carried out by
+/// `client` is the address the socket is bound to; `None` = not yet known: see [`counts_as`]. A verdict to drop is carried out by
 /// `lb_tc_out`, which sees the packet still addressed to the frontend; so is one to reject for protocols without a
 /// socket-level refusal.
 #[inline(always)]
 pub fn connect<F: Family>(
     env: &mut impl Env<F>,
     config: &LbConfig,
+    owner: Owner,
     client: Option<F::Addr>,
     addr: F::Addr,
     port: [u8; 2],
@@ -32,7 +44,11 @@ pub fn connect<F: Family>(
     if roles & (ROLE_FRONTEND | ROLE_NODEPORT) == 0 {
         return SockVerdict::Leave;
     }
-    let service = match target(env, config, roles, addr, port, proto) {
+    let answers = match owner {
+        Owner::Host => NODE_NODEPORT | NODE_HOST_NODEPORT,
+        Owner::Pod(_) => NODE_NODEPORT, // a pod's 127.0.0.1 is its own
+    };
+    let service = match target(env, config, roles, answers, addr, port, proto) {
         Target::NotOurs | Target::UnknownAddress => return SockVerdict::Leave,
         Target::UnknownPort => {
             env.count(Counter::RejectUnknownPort);
@@ -40,8 +56,11 @@ pub fn connect<F: Family>(
         }
         Target::Service(service) => service,
     };
-    let source = Source::host::<F>(config, client);
-    let client = client.unwrap_or(F::ZERO);
+    let source = match owner {
+        Owner::Host => Source::host::<F>(config, client),
+        Owner::Pod(_) => Source::pod::<F>(config, client),
+    };
+    let client = client.unwrap_or_else(|| counts_as(env, &service, owner, addr));
     let decision = decide(env, config, &service, client, &source);
     match decision.outcome {
         Outcome::Drop => SockVerdict::Leave,
@@ -58,6 +77,20 @@ pub fn connect<F: Family>(
                 generation: decision.generation,
             }
         }
+    }
+}
+
+/// The client that a socket without an address counts as, so that it is the same client with and without bind(), and
+/// by whatever hook: one of the host as the address it would leave with towards the frontend, one of a pod as its
+/// pod. Zero if nobody asks for the client, or the address is not known.
+#[inline(always)]
+fn counts_as<F: Family>(env: &impl Env<F>, service: &SvcValue, owner: Owner, frontend: F::Addr) -> F::Addr {
+    if service.affinity_s == 0 && service.flags & SVC_RANGES == 0 {
+        return F::ZERO;
+    }
+    match owner {
+        Owner::Host => env.source_towards(frontend),
+        Owner::Pod(netns) => F::stand_in(netns),
     }
 }
 
@@ -89,13 +122,13 @@ pub fn known<F: Family>(
 pub fn sendmsg<F: Family>(
     env: &mut (impl Env<F> + SockEnv),
     config: &LbConfig,
+    owner: Owner,
     cookie: u64,
     client: Option<F::Addr>,
     addr: F::Addr,
     port: [u8; 2],
-    proto: u8,
 ) -> SockVerdict<F::Addr> {
-    let verdict = connect(env, config, client, addr, port, proto);
+    let verdict = connect(env, config, owner, client, addr, port, UDP);
     if let SockVerdict::Deliver { addr: to, port: to_port, backend, generation } = verdict {
         let last_tick = ticks(Env::<F>::now_ns(env));
         let value =
@@ -114,14 +147,22 @@ fn remember(env: &mut impl SockEnv, forward: &SkUdpKey, value: &SkUdpValue) {
 }
 
 /// The frontend that a datagram's source stands for on this socket; `None` = the source is what it says.
+///
+/// A datagram that comes keeps the knowledge alive (netfilter's way, too): a stream in one direction does not lose its
+/// source's name.
 #[inline(always)]
 pub fn recvmsg<F: Family>(
-    env: &impl SockEnv,
+    env: &mut (impl Env<F> + SockEnv),
     cookie: u64,
     addr: F::Addr,
     port: [u8; 2],
 ) -> Option<(Ip6, [u8; 2])> {
-    let known = env.correspondent(&key::<F>(cookie, addr, port, REPLY))?;
+    let tick = ticks(Env::<F>::now_ns(env));
+    let reply = key::<F>(cookie, addr, port, REPLY);
+    let known = env.correspondent(&reply)?;
+    if known.last_tick != tick {
+        env.set_correspondent(&reply, &SkUdpValue { last_tick: tick, ..known });
+    }
     Some((known.addr, known.port))
 }
 

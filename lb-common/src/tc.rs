@@ -1,7 +1,7 @@
 //! The story of a packet at the two TC hooks: netfilter's own NAT positions, and no others (invariant I1).
 
 use crate::abi::{CFG_MIGRATING, CFG_SOURCE_RULES, CT_GUARD, CT_MASQ, CT_PASS, CT_SWITCHED, CtKey, LbConfig};
-use crate::abi::{POS_IN, POS_OUT};
+use crate::abi::{NODE_NODEPORT, POS_IN, POS_OUT};
 use crate::abi::{ROLE_BACKEND, ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT};
 use crate::counter::Counter;
 use crate::decide::{Outcome, Source, Target, decide, is_nodeport, target};
@@ -121,8 +121,9 @@ pub fn new_flow<F: LoadAddr>(
     work: &mut Work<F>,
 ) -> Step {
     let (src, dst) = (work.packet.src, work.packet.dst);
-    let service = match target(env, config, env.roles(dst), dst, work.packet.dport, work.packet.proto) {
-        Target::NotOurs if env.roles(dst) & ROLE_BACKEND != 0 => return Step::Straight,
+    let roles = env.roles(dst);
+    let service = match target(env, config, roles, NODE_NODEPORT, dst, work.packet.dport, work.packet.proto) {
+        Target::NotOurs if roles & ROLE_BACKEND != 0 => return Step::Straight,
         Target::NotOurs => return Step::Pass,
         Target::UnknownAddress => return drop(env, Counter::DropUnknownAddress),
         Target::UnknownPort => return answer_for(work, Counter::RejectUnknownPort),
@@ -243,7 +244,7 @@ pub fn to_backend<F: LoadAddr>(
 #[inline(always)]
 pub fn guard_reply<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> Step {
     let (src, port) = (work.packet.src, work.packet.sport);
-    if let Target::Service(_) = target(env, config, env.roles(src), src, port, UDP) {
+    if let Target::Service(_) = target(env, config, env.roles(src), NODE_NODEPORT, src, port, UDP) {
         work.key2 = reverse(&work.packet, POS_IN);
         // an answer of a flow that was sent on to another uplink looks the same
         if find(env, &work.key2, &mut work.value2).is_none() {
@@ -266,7 +267,15 @@ pub fn last_word<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &m
     if !stray && (!local || (!packet.has_ports() && !is_echo_request(&packet))) {
         return Step::Pass;
     }
-    let service = match target(env, config, env.roles(packet.dst), packet.dst, packet.dport, packet.proto) {
+    let service = match target(
+        env,
+        config,
+        env.roles(packet.dst),
+        NODE_NODEPORT,
+        packet.dst,
+        packet.dport,
+        packet.proto,
+    ) {
         Target::NotOurs => return Step::Pass,
         Target::UnknownAddress => return drop(env, Counter::DropUnknownAddress),
         Target::UnknownPort if stray => return Step::Reset,

@@ -142,7 +142,15 @@ fn destinations<F: Side>(n: &lb_common::testing::golden::Net) {
     let find = |w: &World, ip, port: u16, proto| {
         let machine = w.machine();
         let roles = Env::<F>::roles(&machine.env, F::addr(ip));
-        let found = target::<F>(&machine.env, &w.config, roles, F::addr(ip), port.to_be_bytes(), proto);
+        let found = target::<F>(
+            &machine.env,
+            &w.config,
+            roles,
+            NODE_NODEPORT,
+            F::addr(ip),
+            port.to_be_bytes(),
+            proto,
+        );
         match found {
             Target::Service(_) => "service",
             Target::NotOurs => "not ours",

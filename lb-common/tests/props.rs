@@ -603,6 +603,7 @@ fn alike<F: Side>(n: &Net) {
         let socket = sock::connect::<F>(
             &mut machine.env,
             &w.config,
+            sock::Owner::Host,
             Some(F::addr(client.ip())),
             F::addr(ip),
             port.to_be_bytes(),

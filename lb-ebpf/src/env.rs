@@ -33,7 +33,7 @@ pub fn config() -> Option<&'static LbConfig> {
 macro_rules! env {
     (
         $family:ident, $addr:ty, $svc_key:ident, $aff_key:ident, $key:ident, $value:ident,
-        svc $svc:ident, node $node:ident $node_key:ident, cidr $cidr:ident, range $range:ident $range_key:ident,
+        svc $svc:ident, node $node:ident $node_key:ident, src $src:ident, cidr $cidr:ident, range $range:ident $range_key:ident,
         be $be:ident, generations $gen:ident, aff $aff:ident, ct $ct:ident, em $em:ident, frag $frag:ident,
         $refresh:ident $promote:ident $forget:ident $claim:ident $claim_snat:ident $reserve:ident $mark_pair:ident
         $give_way:ident $meet_fragment:ident $remember_fragment:ident
@@ -62,6 +62,15 @@ macro_rules! env {
             fn node(&self, addr: $addr) -> u32 {
                 // SAFETY: as for services.
                 unsafe { $node.get($node_key { addr: addr.addr }) }.copied().unwrap_or(0)
+            }
+
+            #[inline(always)]
+            fn source_towards(&self, frontend: $addr) -> $addr {
+                // SAFETY: as for services.
+                match unsafe { $src.get($node_key { addr: frontend.addr }) } {
+                    Some(source) => source.addr.into(),
+                    None => $family::ZERO,
+                }
             }
 
             #[inline(always)]
@@ -305,14 +314,14 @@ fn number(table: Table) -> u32 {
 
 env!(
     V4, Ip4, SvcKey4, AffKey4, CtKey4, CtValue4,
-    svc LB_SVC4, node LB_NODE4 Addr4, cidr LB_CIDR4, range LB_RANGE4 RangeKey4,
+    svc LB_SVC4, node LB_NODE4 Addr4, src LB_SRC4, cidr LB_CIDR4, range LB_RANGE4 RangeKey4,
     be LB_BE4, generations LB_GEN4, aff LB_AFF4, ct LB_CT4, em LB_EM4, frag LB_FRAG4,
     lb_refresh4 lb_promote4 lb_forget4 lb_claim4 lb_claim_snat4 lb_reserve4 lb_mark_pair4
     lb_give_way4 lb_meet_fragment4 lb_remember_frag4
 );
 env!(
     V6, Ip6, SvcKey6, AffKey6, CtKey6, CtValue6,
-    svc LB_SVC6, node LB_NODE6 Addr6, cidr LB_CIDR6, range LB_RANGE6 RangeKey6,
+    svc LB_SVC6, node LB_NODE6 Addr6, src LB_SRC6, cidr LB_CIDR6, range LB_RANGE6 RangeKey6,
     be LB_BE6, generations LB_GEN6, aff LB_AFF6, ct LB_CT6, em LB_EM6, frag LB_FRAG6,
     lb_refresh6 lb_promote6 lb_forget6 lb_claim6 lb_claim_snat6 lb_reserve6 lb_mark_pair6
     lb_give_way6 lb_meet_fragment6 lb_remember_frag6

@@ -9,12 +9,12 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkSto
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::capacity::{
     BACKENDS, CIDRS, CLIENTS, FLOWS, FRAGMENTS, FRONTENDS, INTERFACES, NAMESPACES, NEXTHOPS, NODE_ADDRESSES,
-    RANGES, SLOTS, YOUNG,
+    RANGES, SLOTS, SOURCES, YOUNG,
 };
 use lb_common::abi::{
     Addr4, Addr6, AffKey4, AffKey6, AffValue, Backend4, Backend6, CtKey4, CtKey6, CtValue4, CtValue6,
     FragKey4, FragKey6, FragValue4, FragValue6, Iface, LbConfig, NextHop, PairFilter, RangeKey4, RangeKey6,
-    RoleFilter, SkPeer, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6, SvcValue,
+    RoleFilter, SkConnected, SkPeer, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6, SvcValue,
 };
 use lb_common::env::Scratch;
 
@@ -34,6 +34,10 @@ pub static LB_SVC6: HashMap<SvcKey6, SvcValue, FRONTENDS, NO_PREALLOC> = HashMap
 pub static LB_NODE4: HashMap<Addr4, u32, NODE_ADDRESSES, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub static LB_NODE6: HashMap<Addr6, u32, NODE_ADDRESSES, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub static LB_SRC4: HashMap<Addr4, Addr4, SOURCES, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub static LB_SRC6: HashMap<Addr6, Addr6, SOURCES, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub static LB_CIDR4: LpmTrie<Addr4, u32, CIDRS> = LpmTrie::new();
 #[btf_map]
@@ -80,6 +84,8 @@ pub static LB_IF: HashMap<u32, Iface, INTERFACES, NO_PREALLOC> = HashMap::new();
 pub static LB_NETNS: HashMap<u64, u32, NAMESPACES, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub static LB_SK_PEER: SkStorage<SkPeer> = SkStorage::new();
+#[btf_map]
+pub static LB_SK_CONN: LruHashMap<u64, SkConnected, CLIENTS> = LruHashMap::new();
 #[btf_map]
 pub static LB_SK_UDP: LruHashMap<SkUdpKey, SkUdpValue, CLIENTS> = LruHashMap::new();
 #[btf_map]

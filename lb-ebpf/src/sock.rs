@@ -1,18 +1,18 @@
 //! Socket programs: translate the address that a socket of the host is aimed at, and back.
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::bpf_sock_addr;
+use aya_ebpf::bindings::{BPF_ANY, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
-use lb_common::abi::{ROLE_FRONTEND, ROLE_NODEPORT, SkPeer};
+use lb_common::abi::{ROLE_FRONTEND, ROLE_NODEPORT, SkConnected, SkPeer};
 use lb_common::env::Env;
 use lb_common::family::{Family, Ip4, Ip6, V4, V6};
 use lb_common::packet::{TCP, UDP};
-use lb_common::sock::{self, connect, recvmsg, sendmsg};
+use lb_common::sock::{self, Owner, connect, recvmsg, sendmsg};
 use lb_common::verdict::SockVerdict;
 
 use crate::env::{BpfEnv, config};
-use crate::maps::{LB_NETNS, LB_SK_PEER};
+use crate::maps::{LB_NETNS, LB_SK_CONN, LB_SK_PEER};
 
 /// The hook lets the system call go on.
 const PROCEED: i32 = 1;
@@ -154,6 +154,16 @@ fn is_ours(ctx: &SockAddrContext) -> bool {
     }
 }
 
+/// The host's namespace is listed by its cookie, pods' never are.
+#[inline(always)]
+fn owner(ctx: &SockAddrContext) -> Owner {
+    // SAFETY: as in `is_ours`.
+    unsafe {
+        let cookie = bpf_get_netns_cookie(ctx.as_ptr());
+        if LB_NETNS.get(cookie).is_some() { Owner::Host } else { Owner::Pod(cookie) }
+    }
+}
+
 /// TCP or UDP, by the socket's type; `None` = neither.
 #[inline(always)]
 fn proto(sa: *mut bpf_sock_addr) -> Option<u8> {
@@ -232,14 +242,22 @@ where
     let sa = ctx.sock_addr;
     let (Some(config), Some(proto)) = (config(), proto(sa)) else { return PROCEED };
     let to = port(sa);
-    match connect::<F>(&mut BpfEnv, config, known(source, F::ZERO), addr, to, proto) {
+    match connect::<F>(&mut BpfEnv, config, owner(ctx), known(source, F::ZERO), addr, to, proto) {
         SockVerdict::Leave => {
             unremember(ctx);
+            if proto == UDP {
+                let _ = LB_SK_CONN.remove(cookie(ctx)); // most sockets have none
+            }
             PROCEED
         }
         SockVerdict::Refuse(_) => refuse(),
-        SockVerdict::Deliver { addr: backend, port, backend: id, .. } => {
+        SockVerdict::Deliver { addr: backend, port, backend: id, generation } => {
             remember::<F>(ctx, addr, to, proto, id);
+            if proto == UDP {
+                // a failure: the socket is not told when its endpoint goes
+                let connected = SkConnected { backend: id, generation };
+                let _ = LB_SK_CONN.insert(cookie(ctx), connected, BPF_ANY as u64);
+            }
             set(backend);
             set_port(sa, port);
             PROCEED
@@ -256,7 +274,7 @@ where
     let sa = ctx.sock_addr;
     let (Some(config), Some(UDP)) = (config(), proto(sa)) else { return PROCEED };
     let source = known(F::source(sa), F::ZERO);
-    carry_out(sa, sendmsg::<F>(&mut BpfEnv, config, cookie(ctx), source, addr, port(sa), UDP), set)
+    carry_out(sa, sendmsg::<F>(&mut BpfEnv, config, owner(ctx), cookie(ctx), source, addr, port(sa)), set)
 }
 
 /// sendmsg() with a destination: by an earlier choice. `None` = there is none.
@@ -294,9 +312,12 @@ fn cookie(ctx: &SockAddrContext) -> u64 {
 
 /// recvmsg() that tells the source.
 #[inline(always)]
-fn receive_from<F: SockFamily>(ctx: &SockAddrContext, addr: F::Addr, set: impl Fn(F::Addr)) {
+fn receive_from<F: SockFamily>(ctx: &SockAddrContext, addr: F::Addr, set: impl Fn(F::Addr))
+where
+    BpfEnv: Env<F>,
+{
     let sa = ctx.sock_addr;
-    if let Some((frontend, port)) = recvmsg::<F>(&BpfEnv, cookie(ctx), addr, port(sa)) {
+    if let Some((frontend, port)) = recvmsg::<F>(&mut BpfEnv, cookie(ctx), addr, port(sa)) {
         set(F::narrow(frontend));
         set_port(sa, port);
         return;

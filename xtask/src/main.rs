@@ -95,11 +95,19 @@ enum Command {
     },
     /// Runs the tests with real sockets alone
     Netns {
-        /// Part of the cases' names
+        /// Part of the cases' names, or several with commas
         case: Option<String>,
         /// An agent that is built already
         #[arg(long)]
         agent: Option<PathBuf>,
+    },
+    /// Runs the conformance kit alone, fed by manifests, in all its variants or one
+    Conformance {
+        /// default, hostile, exact-masquerade, socket-lb-all
+        variant: Option<String>,
+        /// Ids of cases, with commas
+        #[arg(long)]
+        only: Option<String>,
     },
     /// Runs the tests with a real kube-apiserver alone
     Api {
@@ -163,6 +171,13 @@ fn dispatch(command: Command) -> Result<bool> {
             let (passed, failed) = netns::run(&build::agent_or(agent)?, case.as_deref())?;
             println!("{passed} passed, {failed} failed, 0 skipped");
             return Ok(failed == 0);
+        }
+        Command::Conformance { variant, only } => {
+            build::agent()?;
+            let feed = test::conformance::Feed::Manifests;
+            let tally = test::conformance::run(feed, variant.as_deref(), only.as_deref())?;
+            println!("{tally}");
+            return Ok(tally.failed == 0);
         }
         Command::Cluster { command } => return cluster::act(command),
         Command::Api { case, agent } => {

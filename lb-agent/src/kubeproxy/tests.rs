@@ -3,9 +3,13 @@ use super::*;
 const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
 
 fn read(text: &str) -> ProxyConfig {
-    let (config, unknown) = parse(&format!("{HEAD}{text}")).unwrap();
-    assert_eq!(unknown, [""; 0]);
-    config
+    let parsed = parse(&format!("{HEAD}{text}")).unwrap();
+    assert_eq!(parsed.warnings, [""; 0]);
+    parsed.config
+}
+
+fn warnings(text: &str) -> Vec<String> {
+    parse(&format!("{HEAD}{text}")).unwrap().warnings
 }
 
 #[test]
@@ -62,9 +66,98 @@ winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: '', roo
 #[test]
 fn b163_unknown_fields_are_named_and_the_rest_counts() {
     let text = format!("{HEAD}mode: nftables\nnodePortAdresses: [primary]\niptables: {{masqueradeAl: true}}");
-    let (config, unknown) = parse(&text).unwrap();
-    assert_eq!(config.mode, Mode::Nftables);
-    assert_eq!(unknown, ["nodePortAdresses", "iptables.masqueradeAl"]);
+    let parsed = parse(&text).unwrap();
+    assert_eq!(parsed.config.mode, Mode::Nftables);
+    let expected = ["nodePortAdresses", "iptables.masqueradeAl"]
+        .map(|field| format!("field {field} is not known and has no effect; is it misspelt?"));
+    let mut found = parsed.warnings;
+    found.sort();
+    assert_eq!(found, [expected[1].clone(), expected[0].clone()]);
+}
+
+#[test]
+fn b163_of_a_field_given_twice_the_last_one_counts_and_it_is_named() {
+    let text = "mode: iptables\niptables: {syncPeriod: 5s, syncPeriod: 7s}\nmode: nftables\n";
+    let parsed = parse(&format!("{HEAD}{text}")).unwrap();
+    assert_eq!(parsed.config.mode, Mode::Nftables);
+    assert_eq!(parsed.effective["iptables"]["syncPeriod"], "7s");
+    let expected =
+        ["iptables.syncPeriod", "mode"].map(|f| format!("field {f} is given twice; the last one counts"));
+    assert_eq!(parsed.warnings, expected);
+}
+
+#[test]
+fn every_field_without_a_meaning_here_is_named_once_with_the_reason() {
+    let text = "
+featureGates: {KubeProxyDrainingTerminatingNodes: true}
+clientConnection: {contentType: application/json, qps: 50, burst: 100}
+configSyncPeriod: 1m
+enableProfiling: true
+iptables: {masqueradeBit: 13}
+ipvs: {scheduler: lc}
+logging: {verbosity: 4}
+portRange: 1-2
+showHiddenMetricsForVersion: '1.35'
+winkernel: {networkName: x}
+";
+    let found = warnings(text);
+    let fields = [
+        "featureGates.KubeProxyDrainingTerminatingNodes",
+        "clientConnection.contentType",
+        "clientConnection.qps",
+        "clientConnection.burst",
+        "configSyncPeriod",
+        "enableProfiling",
+        "iptables.masqueradeBit",
+        "ipvs.scheduler",
+        "logging.verbosity",
+        "portRange",
+        "showHiddenMetricsForVersion",
+        "winkernel.networkName",
+    ];
+    for field in fields {
+        let begin = format!("field {field} has no effect: ");
+        assert_eq!(found.iter().filter(|w| w.starts_with(&begin)).count(), 1, "{field} in {found:?}");
+    }
+    assert_eq!(found.len(), fields.len(), "{found:?}");
+}
+
+#[test]
+fn mode_ipvs_is_served_as_iptables_and_told() {
+    let parsed = parse(&format!("{HEAD}mode: ipvs")).unwrap();
+    assert_eq!(parsed.config.mode, Mode::Iptables);
+    assert!(parsed.warnings[0].contains("IPVS"), "{:?}", parsed.warnings);
+}
+
+#[test]
+fn b164_b114_conntrack_and_its_zeros() {
+    let config = read("").conntrack;
+    assert_eq!((config.max_per_core, config.min), (Some(32_768), 131_072));
+    assert_eq!(config.tcp_established, Some(Duration::from_secs(86_400)));
+    assert_eq!(config.tcp_close_wait, Some(Duration::from_secs(3600)));
+    assert_eq!((config.udp, config.udp_stream, config.tcp_be_liberal), (None, None, false));
+    let config =
+        read("conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s, udpTimeout: 30s, tcpBeLiberal: true}");
+    let found = config.conntrack;
+    assert_eq!((found.max_per_core, found.tcp_established), (None, None));
+    assert_eq!((found.udp, found.tcp_be_liberal), (Some(Duration::from_secs(30)), true));
+    assert_eq!((read("oomScoreAdj: 0").oom_score, read("").oom_score), (0, -999));
+}
+
+#[test]
+fn b160_what_is_in_force_can_be_read_again_without_a_word() {
+    let text = "mode: nftables\nclusterCIDR: 10.244.0.0/16\niptables: {localhostNodePorts: false}\nbindAddress: fd00::1\n";
+    let first = parse(&format!("{HEAD}{text}")).unwrap();
+    let written = serde_yaml_ng::to_string(&first.effective).unwrap();
+    assert!(written.contains("healthzBindAddress: '[::]:10256'"), "{written}");
+    assert!(written.contains("tcpEstablishedTimeout: 24h0m0s"), "{written}");
+    assert_eq!(parse(&written).unwrap(), first);
+}
+
+#[test]
+fn b165_node_port_addresses_of_one_family_are_named() {
+    let found = warnings("nodePortAddresses: [192.0.2.0/24]");
+    assert_eq!(found, ["nodePortAddresses has no IPv6 entry: NodePorts answer on all IPv6 addresses"]);
 }
 
 #[test]
@@ -96,7 +189,6 @@ fn b153_the_host_name_is_trimmed_and_lower_cased() {
 fn b165_every_bad_value_names_its_field() {
     let cases = [
         ("mode: userspace", "mode"),
-        ("mode: ipvs", "mode"),
         ("bindAddress: nowhere", "bindAddress"),
         ("healthzBindAddress: 10256", "healthzBindAddress"),
         ("metricsBindAddress: ':x'", "metricsBindAddress"),
@@ -111,6 +203,9 @@ fn b165_every_bad_value_names_its_field() {
         ("iptables: {minSyncPeriod: 5}", "minSyncPeriod"),
         ("iptables: {masqueradeBit: 32}", "masqueradeBit"),
         ("configSyncPeriod: soon", "configSyncPeriod"),
+        ("oomScoreAdj: -1001", "oomScoreAdj"),
+        ("conntrack: {min: -1}", "conntrack.min"),
+        ("conntrack: {udpTimeout: -5s}", "conntrack.udpTimeout"),
     ];
     for (text, expected) in cases {
         match parse(&format!("{HEAD}{text}")) {
@@ -127,14 +222,4 @@ fn b165_every_bad_value_names_its_field() {
 fn a_wrong_type_names_its_path() {
     let error = parse(&format!("{HEAD}detectLocal: {{bridgeInterface: [a]}}")).unwrap_err();
     assert!(error.to_string().contains("detectLocal.bridgeInterface"), "{error}");
-}
-
-#[test]
-fn go_durations() {
-    let read = |text| go_duration(text).map(|d| d.as_millis());
-    assert_eq!(
-        [read("1h30m"), read("1.5s"), read("100ms"), read("0"), read("2m0s")],
-        [Some(5_400_000), Some(1500), Some(100), Some(0), Some(120_000)]
-    );
-    assert_eq!([read(""), read("5"), read("-1s"), read("s"), read("1x"), read("1..5s")], [None; 6]);
 }

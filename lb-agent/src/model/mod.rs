@@ -8,5 +8,5 @@ pub mod settings;
 
 pub use object::{
     EndpointSpec, Family, Ignored, Key, NodeSpec, Object, ObjectName, Policy, PortId, Protocol,
-    ServiceCidrSpec, ServiceKind, ServicePort, ServiceSpec, SlicePort, SliceSpec,
+    ServiceCidrSpec, ServiceKind, ServicePort, ServiceSpec, SlicePort, SliceSpec, Trigger,
 };

@@ -233,6 +233,19 @@ pub struct SliceSpec {
     pub ports: Vec<SlicePort>,
     /// Endpoints with an address (B24).
     pub endpoints: Vec<EndpointSpec>,
+    /// When the change that it reflects happened.
+    pub triggered: Trigger,
+}
+
+/// When the change of a pod or Service happened that an EndpointSlice reflects, seconds since 1970, as the control plane
+/// noted it (B139); `None` = not noted. All are equal: a slice that differs in nothing else has not changed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Trigger(pub Option<f64>);
+
+impl PartialEq for Trigger {
+    fn eq(&self, _other: &Self) -> bool {
+        true
+    }
 }
 
 /// One port of an EndpointSlice.

@@ -88,8 +88,8 @@ enum Rank {
     Deprecated,
 }
 
-/// The address of a message and its rank; `None` for addresses the node can't be reached by: scope link or host,
-/// IPv6 link-local, or not yet (or never) past duplicate address detection.
+/// The address of a message and its rank; `None` for addresses the node can't be reached by: scope link or host
+/// (loopback addresses aside, by which it reaches itself), IPv6 link-local, or not yet (or never) past duplicate address detection.
 fn usable(message: &AddressMessage) -> Option<(Rank, IpAddr)> {
     let mut local = None;
     let mut peer = None;
@@ -109,6 +109,8 @@ fn usable(message: &AddressMessage) -> Option<(Rank, IpAddr)> {
         matches!(message.header.scope, AddressScope::Universe | AddressScope::Site | AddressScope::Other(_));
     let undecided = flags.intersects(AddressFlags::Tentative | AddressFlags::Dadfailed)
         && !flags.contains(AddressFlags::Optimistic);
+    // NodePorts may answer the host itself there (B40)
+    let reachable = reachable || address.is_loopback();
     if link_local || !reachable || undecided {
         return None;
     }
@@ -185,6 +187,7 @@ mod tests {
             address(2, "10.1.0.5", 24, Universe, none),
             address(2, "169.254.1.1", 32, Link, none),
             address(2, "127.0.0.1", 8, Host, none),
+            address(2, "10.9.9.9", 32, Host, none),
             address(2, "fe80::1", 64, Link, none),
             address(2, "fd00::1", 64, Universe, AddressFlags::Tentative),
             address(2, "fd00::2", 64, Universe, AddressFlags::Tentative | AddressFlags::Optimistic),
@@ -195,7 +198,15 @@ mod tests {
         let texts: Vec<String> = found[&2].addresses.iter().map(|(a, l)| format!("{a}/{l}")).collect();
         assert_eq!(
             texts,
-            ["10.0.0.5/24", "10.1.0.5/24", "fd00::2/64", "169.254.9.9/16", "10.0.0.9/24", "10.0.0.7/24"]
+            [
+                "10.0.0.5/24",
+                "10.1.0.5/24",
+                "127.0.0.1/8",
+                "fd00::2/64",
+                "169.254.9.9/16",
+                "10.0.0.9/24",
+                "10.0.0.7/24"
+            ]
         );
     }
 

@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use lb_common::abi::{NODE_NODEPORT, ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT};
+use lb_common::abi::{NODE_HOST_NODEPORT, NODE_NODEPORT, ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT};
 
 use self::ids::{FrontendKey, IdTable};
 use self::issue::{Issue, Severity};
@@ -104,7 +104,8 @@ fn give_node_roles(tables: &Desired, ids: &mut IdTable, now: Duration) {
     }
     let four = tables.node4.iter().map(|(a, flags)| (IpAddr::from(*a), *flags));
     let six = tables.node6.iter().map(|(a, flags)| (IpAddr::from(*a), *flags));
-    for (address, _) in four.chain(six).filter(|(_, flags)| flags & NODE_NODEPORT != 0) {
+    let answers = NODE_NODEPORT | NODE_HOST_NODEPORT;
+    for (address, _) in four.chain(six).filter(|(_, flags)| flags & answers != 0) {
         ids.roles.give(address, ROLE_NODEPORT, now);
     }
 }

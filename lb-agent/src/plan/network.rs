@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use lb_common::abi::{
     CFG_CIDR4, CFG_CIDR6, CFG_DETECT_CIDR4, CFG_DETECT_CIDR6, CFG_DETECT_IF, CFG_MASQ_LOCAL,
-    CFG_REJECT_UNKNOWN, CFG_SOURCE_RULES, IF_DETECT, IF_L3, IF_POD, Iface, LbConfig, NODE_LOCAL,
-    NODE_NODEPORT, PortRange,
+    CFG_REJECT_UNKNOWN, CFG_SOURCE_RULES, IF_DETECT, IF_L3, IF_POD, Iface, LbConfig, NODE_HOST_NODEPORT,
+    NODE_LOCAL, NODE_NODEPORT, PortRange,
 };
 
 use super::encode::{self, Full};
@@ -71,7 +71,13 @@ pub fn add_addresses(
 ) {
     let mut left_out = 0_u32;
     for address in &node.owned {
-        let flags = NODE_LOCAL | if node.answers_node_ports(*address) { NODE_NODEPORT } else { 0 };
+        let answers = match (node.answers_node_ports(*address), address.is_loopback()) {
+            (false, _) => 0,
+            (true, false) => NODE_NODEPORT,
+            // B40: what is meant for this host is not for its neighbours
+            (true, true) => NODE_HOST_NODEPORT,
+        };
+        let flags = NODE_LOCAL | answers;
         left_out += u32::from(encode::put_node(tables, *address, flags, &settings.limits) == Err(Full));
     }
     if left_out > 0 {
@@ -183,10 +189,11 @@ fn node_ports(tables: &Desired) -> BTreeSet<u16> {
 /// Adds the namespaces whose sockets are translated (invariant I4).
 pub fn add_namespaces(net: &NodeNet, settings: &Settings, tables: &mut Desired) {
     match settings.socket_lb {
-        SocketLb::Host => tables.namespaces.insert(net.netns_cookie, 1),
-        SocketLb::All => tables.namespaces.insert(0, 1),
-        SocketLb::Off => None,
-    };
+        SocketLb::Host => tables.namespaces.extend([(net.netns_cookie, 1)]),
+        // the host's own cookie tells its sockets from those of pods
+        SocketLb::All => tables.namespaces.extend([(0, 1), (net.netns_cookie, 1)]),
+        SocketLb::Off => {}
+    }
 }
 
 fn octets4(address: IpAddr) -> [u8; 4] {

@@ -1,7 +1,7 @@
 //! What this node is: its addresses, and on which of them NodePorts answer (B20, B36-B42, B58).
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -62,12 +62,7 @@ impl<'a> NodeFacts<'a> {
     #[must_use]
     pub fn answers_node_ports(&self, address: IpAddr) -> bool {
         let family = Family::of(address);
-        let entries: Vec<NodePortEntry> =
-            match (self.settings.node_port_addresses.as_slice(), self.settings.mode) {
-                ([], Mode::Nftables) => vec![NodePortEntry::Primary],
-                ([], Mode::Iptables) => vec![NodePortEntry::All],
-                (entries, _) => entries.to_vec(),
-            };
+        let entries = self.node_port_entries();
         let nets: Vec<IpNet> = entries.iter().filter_map(|e| self.net_of(e, family)).collect();
         // B36: a family that no entry names is open.
         let covered = nets.is_empty() || nets.iter().any(|n| n.contains(&address));
@@ -75,9 +70,47 @@ impl<'a> NodeFacts<'a> {
             return covered;
         }
         match self.settings.mode {
-            Mode::Nftables => entries.contains(&NodePortEntry::Localhost),
+            // B42: named, or a CIDR of loopback addresses only; `all` and zero CIDRs do not count.
+            Mode::Nftables => entries.iter().any(|entry| match entry {
+                NodePortEntry::Localhost => true,
+                NodePortEntry::Cidr(net) => net.network().is_loopback() && net.contains(&address),
+                NodePortEntry::Primary | NodePortEntry::All => false,
+            }),
             Mode::Iptables => self.settings.localhost_node_ports && covered,
         }
+    }
+
+    /// `nodePortAddresses` with the default of the mode (B38).
+    fn node_port_entries(&self) -> Vec<NodePortEntry> {
+        match (self.settings.node_port_addresses.as_slice(), self.settings.mode) {
+            ([], Mode::Nftables) => vec![NodePortEntry::Primary],
+            ([], Mode::Iptables) => vec![NodePortEntry::All],
+            (entries, _) => entries.to_vec(),
+        }
+    }
+
+    /// Where health check node ports listen (B118): on these addresses, where a family that is open has its zero address;
+    /// `None` = both are open.
+    #[must_use]
+    pub fn health_check_addresses(&self) -> Option<BTreeSet<IpAddr>> {
+        let entries = self.node_port_entries();
+        let open = |family| {
+            let mut nets = entries.iter().filter_map(|e| self.net_of(e, family)).peekable();
+            nets.peek().is_none() || nets.any(|net| net.prefix_len() == 0)
+        };
+        if Family::ALL.into_iter().all(open) {
+            return None;
+        }
+        let zero = |family| match family {
+            Family::V4 => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+            Family::V6 => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        };
+        let selected = self
+            .owned
+            .iter()
+            .copied()
+            .filter(|a| !open(Family::of(*a)) && !a.is_loopback() && self.answers_node_ports(*a));
+        Some(selected.chain(Family::ALL.into_iter().filter(|f| open(*f)).map(zero)).collect())
     }
 
     fn net_of(&self, entry: &NodePortEntry, family: Family) -> Option<IpNet> {
@@ -85,9 +118,7 @@ impl<'a> NodeFacts<'a> {
             (NodePortEntry::Cidr(net), _) => (Family::of_net(net) == family).then_some(*net),
             (NodePortEntry::Primary, _) => self.primary(family).map(IpNet::from),
             (NodePortEntry::Localhost, Family::V4) => Some(IpNet::V4(crate::model::settings::loopback4())),
-            (NodePortEntry::Localhost, Family::V6) => {
-                Some(IpNet::from(IpAddr::from(std::net::Ipv6Addr::LOCALHOST)))
-            }
+            (NodePortEntry::Localhost, Family::V6) => Some(IpNet::from(IpAddr::from(Ipv6Addr::LOCALHOST))),
             (NodePortEntry::All, Family::V4) => Some(IpNet::V4(Ipv4Net::default())),
             (NodePortEntry::All, Family::V6) => Some(IpNet::V6(Ipv6Net::default())),
         }

@@ -89,7 +89,12 @@ fn b39_zero_cidrs_are_all_addresses_but_loopback_in_nftables_mode() {
 fn b42_localhost_must_be_named_in_nftables_mode() {
     let found = answering(&settings(Mode::Nftables, &["primary", "localhost"]));
     assert_eq!(found, ["127.0.0.1", "192.0.2.11", "::1", "2001:db8:aa::11"]);
-    assert_eq!(answering(&settings(Mode::Nftables, &["primary", "127.0.0.0/8"])), PRIMARY);
+    let found = answering(&settings(Mode::Nftables, &["primary", "127.0.0.0/8"]));
+    assert_eq!(found, ["127.0.0.1", "192.0.2.11", "2001:db8:aa::11"]);
+    let found = answering(&settings(Mode::Nftables, &["primary", "::1/128"]));
+    assert_eq!(found, ["192.0.2.11", "::1", "2001:db8:aa::11"]);
+    // another loopback address
+    assert_eq!(answering(&settings(Mode::Nftables, &["primary", "127.0.0.2/32"])), PRIMARY);
 }
 
 #[test]
@@ -121,4 +126,22 @@ fn masquerading_falls_back_to_an_address_that_the_node_has() {
     net.links.get_mut(&3).unwrap().default_route = true;
     let unknown = Snapshot::default();
     assert_eq!(NodeFacts::new(&unknown, &net, &settings).masquerade_fallback(Family::V4), ip("198.18.5.11"));
+}
+
+#[test]
+fn b118_where_health_checks_listen() {
+    let (snapshot, net) = (snapshot(), net());
+    let listening = |mode, entries: &[&str]| {
+        let settings = settings(mode, entries);
+        let addresses = NodeFacts::new(&snapshot, &net, &settings).health_check_addresses();
+        addresses.map(|set| set.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let list = |texts: &[&str]| Some(texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>());
+    assert_eq!(listening(Mode::Iptables, &[]), None, "everywhere");
+    assert_eq!(listening(Mode::Nftables, &[]), list(&["192.0.2.11", "2001:db8:aa::11"]), "primary");
+    assert_eq!(listening(Mode::Nftables, &["198.18.0.0/16"]), list(&["198.18.5.11", "::"]), "IPv6 is open");
+    assert_eq!(
+        listening(Mode::Iptables, &["0.0.0.0/0", "2001:db8:bb::/64"]),
+        list(&["0.0.0.0", "2001:db8:bb::11"])
+    );
 }

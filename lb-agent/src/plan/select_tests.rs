@@ -35,6 +35,7 @@ fn slice(endpoints: Vec<EndpointSpec>) -> Arc<SliceSpec> {
         family: Family::V4,
         ports: vec![SlicePort { name: "p".to_owned(), protocol: Protocol::Tcp, port: 8080 }],
         endpoints,
+        triggered: crate::model::Trigger::default(),
     })
 }
 

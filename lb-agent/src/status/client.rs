@@ -49,6 +49,8 @@ pub fn text(status: &Value) -> String {
         lines.push(format!("attached   {} interfaces: {}", word("attached"), names.join(" ")));
     }
     lines.extend(array(status, "failures").filter_map(Value::as_str).map(|f| format!("FAILED     {f}")));
+    let warnings = array(status, "warnings").chain(array(status, "leftoverWarnings"));
+    lines.extend(warnings.filter_map(Value::as_str).map(|w| format!("warning    {w}")));
     for issue in array(status, "issues") {
         let part = |key: &str| issue.get(key).and_then(Value::as_str).unwrap_or_default();
         let field = if part("field").is_empty() { String::new() } else { format!(", {}", part("field")) };
@@ -100,6 +102,8 @@ mod tests {
             interfaces: vec!["eth0".to_owned(), "veth1".to_owned()],
             awaited: vec!["Network".to_owned()],
             failures: vec!["eth1: no".to_owned()],
+            warnings: vec!["--config: field ipvs has no effect".to_owned()],
+            leftover_warnings: vec!["kube-proxy's rules are in the kernel".to_owned()],
             issues: vec![Issue::new(Severity::Error, "Service a/b", "spec.ports", "is bad", "mend it")],
             usage: vec![
                 Usage { table: "LB_SVC4", used: Some(7), capacity: 64 },
@@ -116,6 +120,8 @@ mod tests {
             "(waiting for Network)",
             "2 interfaces: eth0 veth1",
             "FAILED     eth1: no",
+            "warning    --config: field ipvs has no effect",
+            "warning    kube-proxy's rules are in the kernel",
             "Service a/b, spec.ports: is bad",
             "-> mend it",
             "note       LB_CT4 keeps its size",

@@ -3,8 +3,11 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
+use std::net::SocketAddr;
+
 use super::*;
-use crate::status::admin;
+use crate::events::{Event, Events};
+use crate::status::admin::{self, Listen};
 
 /// A status that serves, after `change`.
 fn status(change: impl FnOnce(&mut Status)) -> Status {
@@ -24,13 +27,13 @@ fn status(change: impl FnOnce(&mut Status)) -> Status {
 async fn get(
     status: Status,
     path: &str,
-    routes: fn(StatusReader, Metrics) -> Router,
+    routes: impl Fn(StatusReader, Metrics) -> Router,
 ) -> (u16, String, String) {
     let (_sender, reader) = watch::channel(status);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let metrics = Metrics::new(reader.clone());
-    let server = tokio::spawn(async move { axum::serve(listener, routes(reader, metrics)).await });
+    let routes = routes(reader.clone(), Metrics::new(reader));
+    let server = tokio::spawn(async move { axum::serve(listener, routes).await });
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
     let mut answer = String::new();
@@ -39,6 +42,10 @@ async fn get(
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let code = head.split(' ').nth(1).unwrap().parse().unwrap();
     (code, head.to_lowercase(), body.to_owned())
+}
+
+fn admin_routes(status: StatusReader, metrics: Metrics) -> Router {
+    admin::routes(status, metrics, serde_json::json!({"mode": "nftables"}))
 }
 
 async fn codes(change: fn(&mut Status)) -> (u16, u16) {
@@ -87,13 +94,64 @@ async fn b132_headers_and_body() {
 
 #[tokio::test]
 async fn b136_the_metrics_address() {
-    let (code, head, body) = get(status(|_| ()), "/proxyMode", admin::routes).await;
+    let (code, head, body) = get(status(|_| ()), "/proxyMode", admin_routes).await;
     assert_eq!((code, body.as_str()), (200, "nftables"));
     assert!(head.contains("text/plain") && head.contains("nosniff"));
-    assert_eq!(get(status(|_| ()), "/healthz", admin::routes).await.2, "ok");
-    let (_, _, body) = get(status(|_| ()), "/status", admin::routes).await;
+    assert_eq!(get(status(|_| ()), "/healthz", admin_routes).await.2, "ok");
+    let (_, _, body) = get(status(|_| ()), "/status", admin_routes).await;
     let body: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(body["serving"], true);
-    assert!(get(status(|_| ()), "/metrics", admin::routes).await.2.contains("kubeproxy_sync_proxy_rules"));
-    assert_eq!(get(status(|_| ()), "/other", admin::routes).await.0, 404);
+    assert!(get(status(|_| ()), "/metrics", admin_routes).await.2.contains("kubeproxy_sync_proxy_rules"));
+    let (_, _, body) = get(status(|_| ()), "/configz", admin_routes).await;
+    assert_eq!(body, r#"{"kubeproxy.config.k8s.io":{"mode":"nftables"}}"#);
+    let (_, _, body) = get(status(|_| ()), "/metrics/slis", admin_routes).await;
+    assert!(body.contains("kubernetes_healthcheck{name=\"healthz\",type=\"healthz\"} 1"), "{body}");
+    assert_eq!(get(status(|_| ()), "/other", admin_routes).await.0, 404);
+}
+
+/// Answers of a listener at `address`, asked over IPv4 and IPv6: whether each connects.
+async fn reached(address: &str, only_v6: bool) -> [bool; 2] {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let address = SocketAddr::new(address.parse().unwrap(), port);
+    let listen = Listen { name: "test", address, only_v6, hard_fail: true, on_failure: None };
+    let server = tokio::spawn(async move { admin::serve(listen, Router::new(), &Events::default()).await });
+    let connect = async |host: &str| tokio::net::TcpStream::connect((host, port)).await.is_ok();
+    for _ in 0..500 {
+        if connect("127.0.0.1").await || connect("::1").await {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let found = [connect("127.0.0.1").await, connect("::1").await];
+    server.abort();
+    found
+}
+
+#[tokio::test]
+async fn b127_b129_a_zero_address_is_all_addresses_of_both_families() {
+    if tokio::net::TcpListener::bind("[::1]:0").await.is_err() {
+        return eprintln!("SKIPPED: no IPv6 here");
+    }
+    assert_eq!(reached("0.0.0.0", false).await, [true, true]);
+    assert_eq!(reached("::", false).await, [true, true]);
+    assert_eq!(reached("::", true).await, [false, true]);
+    assert_eq!(reached("127.0.0.1", false).await, [true, false]);
+}
+
+#[tokio::test]
+async fn b134_bind_address_hard_fail_ends_it_and_is_an_event() {
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (events, mut said) = Events::channel();
+    let listen = Listen {
+        name: "health",
+        address: taken.local_addr().unwrap(),
+        only_v6: false,
+        hard_fail: true,
+        on_failure: Some(Event::proxier_health_check_failed()),
+    };
+    let error = admin::serve(listen, Router::new(), &events).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+    let event = said.try_recv().unwrap();
+    assert_eq!((event.reason, event.warning), ("FailedToStartProxierHealthcheck", true));
+    assert!(event.note.contains("in use"), "{}", event.note);
 }

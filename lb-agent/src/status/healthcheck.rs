@@ -1,7 +1,7 @@
 //! Health check node ports: one HTTP listener per Service (B117-B127).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -60,16 +60,16 @@ pub fn health_checks(snapshot: &Snapshot, place: Place<'_>) -> Vec<HealthCheck> 
     served.map(check).collect()
 }
 
-/// The addresses to listen on: one for all, since a dual-stack socket serves both families (B127).
+/// The addresses to listen on, each with its port (B118): all of the node, or those that `nodePortAddresses` selects. A
+/// port has one listener for all addresses and both families (B127).
 #[must_use]
-pub fn listen_addresses(ports: &BTreeMap<u16, HealthCheck>) -> BTreeMap<u16, SocketAddr> {
-    let any =
-        if dual_stack() { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { IpAddr::from(Ipv4Addr::UNSPECIFIED) };
-    ports.keys().map(|port| (*port, SocketAddr::new(any, *port))).collect()
-}
-
-fn dual_stack() -> bool {
-    std::path::Path::new("/proc/sys/net/ipv6").exists()
+pub fn listen_addresses(
+    ports: &BTreeMap<u16, HealthCheck>,
+    selected: Option<&BTreeSet<IpAddr>>,
+) -> Vec<SocketAddr> {
+    let any = BTreeSet::from([IpAddr::from(Ipv6Addr::UNSPECIFIED)]);
+    let addresses = selected.unwrap_or(&any);
+    ports.keys().flat_map(|port| addresses.iter().map(|address| SocketAddr::new(*address, *port))).collect()
 }
 
 /// By port; of two Services with one port the first by name has it.

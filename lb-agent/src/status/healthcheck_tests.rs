@@ -39,6 +39,19 @@ fn b120_distinct_local_ready_addresses_count() {
     assert_eq!(checks(&world), [(32_000, 2)]);
 }
 
+#[test]
+fn b118_b127_one_listener_for_all_or_one_for_each_selected_address() {
+    let check =
+        |port| HealthCheck { port, namespace: "shop".into(), name: "edge".into(), local_endpoints: 1 };
+    let ports = by_port(&[check(1), check(2)]);
+    let texts = |selected: Option<&BTreeSet<IpAddr>>| -> Vec<String> {
+        listen_addresses(&ports, selected).iter().map(SocketAddr::to_string).collect()
+    };
+    assert_eq!(texts(None), ["[::]:1", "[::]:2"]);
+    let selected = ["192.0.2.1", "2001:db8::1"].map(|a| a.parse().unwrap()).into();
+    assert_eq!(texts(Some(&selected)), ["192.0.2.1:1", "[2001:db8::1]:1", "192.0.2.1:2", "[2001:db8::1]:2"]);
+}
+
 async fn ask(local_endpoints: usize, serving: bool) -> Response {
     let check = HealthCheck { port: 1, namespace: "shop".into(), name: "edge".into(), local_endpoints };
     let status = Status { serving, health_checks: vec![check], ..Status::default() };

@@ -1,4 +1,5 @@
-//! What the outside may know of the agent: written by the loop, read by HTTP and by the health check servers.
+//! What the outside may know of the agent: written by the loop and by [`surroundings`], read by HTTP and by the health
+//! check servers.
 //!
 //! **Invariant:** nothing here is ever fed back into the plan.
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
@@ -8,7 +9,10 @@ pub mod client;
 pub mod health;
 pub mod healthcheck;
 pub mod metrics;
+pub mod surroundings;
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -16,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::desired::Desired;
 use crate::kernel::{ApplyReport, AttachReport, Usage};
+use crate::leftovers::Leftovers;
 use crate::plan::issue::Issue;
 use crate::status::healthcheck::HealthCheck;
 use crate::store::Changed;
@@ -50,6 +55,12 @@ pub struct Status {
     pub failures: Vec<String>,
     /// What is wrong with objects.
     pub issues: Vec<Issue>,
+    /// What is strange about the configuration, and what of the node could not be set.
+    pub warnings: Vec<String>,
+    /// What kube-proxy left in the kernel.
+    pub leftovers: Leftovers,
+    /// The same in sentences.
+    pub leftover_warnings: Vec<String>,
     /// What the operator should know of the kernel's side while nothing is wrong.
     pub notes: Vec<String>,
     /// Bytes that the kernel's tables take; they count against the limit of the agent's container.
@@ -75,6 +86,9 @@ pub struct Status {
     pub counters: Vec<(&'static str, u64)>,
     /// Health check node ports.
     pub health_checks: Vec<HealthCheck>,
+    /// Where they listen, see [`crate::plan::node::NodeFacts::health_check_addresses`].
+    #[serde(skip)]
+    pub health_check_addresses: Option<BTreeSet<IpAddr>>,
     /// The first change that is not programmed yet.
     #[serde(skip)]
     pub pending_since: Option<Instant>,
@@ -101,26 +115,35 @@ pub struct Tables {
     pub ranges: usize,
     /// Interfaces.
     pub interfaces: usize,
-    /// Frontends of Local policy without an endpoint here although there are some elsewhere (B138): internal.
-    pub no_local_internal: usize,
-    /// As `no_local_internal`, external.
-    pub no_local_external: usize,
+    /// Service ports of Local policy without an endpoint here although there are some elsewhere (B138), IPv4 and IPv6.
+    pub no_local: [NoLocal; 2],
+}
+
+/// Counts of B138 in one family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct NoLocal {
+    /// By `internalTrafficPolicy`.
+    pub internal: usize,
+    /// By `externalTrafficPolicy`.
+    pub external: usize,
 }
 
 impl Tables {
     /// Counts the rows.
     #[must_use]
     pub fn of(desired: &Desired) -> Self {
-        use lb_common::abi::{SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL};
-        let starved = |external: u32| {
-            let values = desired.services4.values().chain(desired.services6.values());
-            let without = values.filter(|v| {
-                v.flags & (SVC_LOCAL | SVC_HAS_ANY) == SVC_LOCAL | SVC_HAS_ANY
-                    && v.local_len == 0
-                    && v.flags & SVC_EXTERNAL == external
-            });
-            without.map(|v| v.id).collect::<std::collections::BTreeSet<u32>>().len()
-        };
+        use lb_common::abi::{SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL, SvcValue};
+        fn starved<'a>(values: impl Iterator<Item = &'a SvcValue> + Clone) -> NoLocal {
+            let ports = |external: u32| {
+                let without = values.clone().filter(|v| {
+                    v.flags & (SVC_LOCAL | SVC_HAS_ANY) == SVC_LOCAL | SVC_HAS_ANY
+                        && v.local_len == 0
+                        && v.flags & SVC_EXTERNAL == external
+                });
+                without.map(|v| v.id).collect::<BTreeSet<u32>>().len()
+            };
+            NoLocal { internal: ports(0), external: ports(SVC_EXTERNAL) }
+        }
         Self {
             services4: desired.services4.len(),
             services6: desired.services6.len(),
@@ -129,8 +152,7 @@ impl Tables {
             slots: desired.slots.len(),
             ranges: desired.ranges4.len() + desired.ranges6.len(),
             interfaces: desired.interfaces.len(),
-            no_local_internal: starved(0),
-            no_local_external: starved(SVC_EXTERNAL),
+            no_local: [starved(desired.services4.values()), starved(desired.services6.values())],
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Safe wrappers around the few system calls that no crate offers: the `unsafe` of the agent lives here.
 
 pub mod bpf;
+pub mod iptables;
 pub mod memory;
 pub mod proc_sys;
 
@@ -54,6 +55,14 @@ pub fn monotonic_ns() -> u64 {
     // SAFETY: `now` is live for the call; CLOCK_MONOTONIC always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+/// Bytes of a page of memory.
+#[must_use]
+pub fn page_size() -> u64 {
+    // SAFETY: sysconf() takes no pointers.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(size).unwrap_or(4096)
 }
 
 /// Number of CPUs the kernel may ever have: the length of a per-CPU value.

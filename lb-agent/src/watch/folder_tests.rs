@@ -155,6 +155,35 @@ status:
 }
 
 #[test]
+fn b5_b7_b8_b104_what_is_never_read_changes_nothing() {
+    let plain = service(WEB);
+    for (from, to) in [
+        ("{port: 80}", "{port: 80, targetPort: 8080}"),
+        ("spec:", "spec:\n  loadBalancerIP: 203.0.113.9"),
+        ("spec:", "spec:\n  trafficDistribution: PreferClose"),
+        ("shop}", "shop, annotations: {service.kubernetes.io/topology-mode: Auto}}"),
+        ("shop}", "shop, annotations: {service.beta.kubernetes.io/load-balancer-source-ranges: 10.0.0.0/8}}"),
+    ] {
+        let text = WEB.replace(from, to);
+        assert_ne!(text, WEB);
+        assert_eq!(service(&text), plain, "{to}");
+    }
+}
+
+#[test]
+fn b6_b9_node_ports_and_ingress_count_whatever_the_type() {
+    let text = format!(
+        "{}status: {{loadBalancer: {{ingress: [{{ip: 203.0.113.9}}]}}}}\n",
+        WEB.replace("{port: 80}", "{port: 80, nodePort: 30080}")
+    );
+    let (spec, _) = service(&text);
+    assert_eq!((spec.kind, spec.ports[0].node_port), (ServiceKind::ClusterIp, 30_080));
+    assert_eq!(spec.vips.len(), 1);
+    // allocateLoadBalancerNodePorts: false leaves the port out, and there is no frontend
+    assert_eq!(service(WEB).0.ports[0].node_port, 0);
+}
+
+#[test]
 fn b1_to_b4_which_services_are_ignored() {
     use crate::model::Ignored;
     let ignored = |from: &str, to: &str| service(&WEB.replace(from, to)).0.ignored;

@@ -5,10 +5,13 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use super::address::parse_ip;
 use super::service::{HEADLESS, OTHER_PROXY, protocol};
 use super::{Fault, Translated};
-use crate::model::{EndpointSpec, Family, ObjectName, SlicePort, SliceSpec};
+use crate::model::{EndpointSpec, Family, ObjectName, SlicePort, SliceSpec, Trigger};
 
 /// Label that names the Service (B21).
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Annotation with the time of the change behind it, RFC 3339 with nanoseconds (B139).
+const LAST_CHANGE: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Translates an EndpointSlice; a bad endpoint or port is left out and named, the rest is served.
 #[must_use]
@@ -46,7 +49,17 @@ pub fn translate(name: ObjectName, api: &EndpointSlice) -> Translated<SliceSpec>
             )),
         }
     }
-    Translated { object: Some(SliceSpec { name, service, family, ports, endpoints }), faults }
+    Translated {
+        object: Some(SliceSpec { name, service, family, ports, endpoints, triggered: triggered(api) }),
+        faults,
+    }
+}
+
+/// B139; an unreadable time is none.
+fn triggered(api: &EndpointSlice) -> Trigger {
+    let annotations = api.metadata.annotations.as_ref();
+    let time = annotations.and_then(|a| a.get(LAST_CHANGE)?.parse::<jiff::Timestamp>().ok());
+    Trigger(time.map(|t| t.as_duration().as_secs_f64()))
 }
 
 fn endpoints_of(api: &EndpointSlice) -> &[Endpoint] {

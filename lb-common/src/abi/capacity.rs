@@ -20,6 +20,8 @@ pub const YOUNG: usize = FLOWS / 4;
 pub const FRAGMENTS: usize = 8192;
 /// Affinity entries of a family (`LB_AFF4/6`), and sockets' correspondents (`LB_SK_UDP`).
 pub const CLIENTS: usize = 65_536;
+/// Frontends of a family whose clients' addresses matter (`LB_SRC4/6`).
+pub const SOURCES: usize = 65_536;
 /// Interfaces of the attach set (`LB_IF`).
 pub const INTERFACES: usize = 4096;
 /// Next hops (`LB_NH`).

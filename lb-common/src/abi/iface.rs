@@ -28,6 +28,9 @@ pub const IF_L3: u32 = 1 << 2;
 pub const NODE_NODEPORT: u32 = 1 << 0;
 /// Bit of the value of `LB_NODE4/6`: the address is assigned to this node.
 pub const NODE_LOCAL: u32 = 1 << 1;
+/// NodePorts answer on this address for the host's own sockets, and for nobody else: a loopback address (B40). A packet
+/// from outside with such a destination is never balanced, so that no neighbour reaches what is meant for this host.
+pub const NODE_HOST_NODEPORT: u32 = 1 << 2;
 
 /// Value of `LB_NH` (array; row 0 is never used): how a backend is reached without asking the stack.
 #[repr(C, align(4))]

@@ -68,6 +68,12 @@ names! {
         LB_NETNS = "LB_NETNS",
         /// Frontends of connected sockets.
         LB_SK_PEER = "LB_SK_PEER",
+        /// The source that a socket of the host gets towards an IPv4 frontend.
+        LB_SRC4 = "LB_SRC4",
+        /// The source that a socket of the host gets towards an IPv6 frontend.
+        LB_SRC6 = "LB_SRC6",
+        /// Backends of connected UDP sockets, by socket cookie.
+        LB_SK_CONN = "LB_SK_CONN",
         /// Correspondents of unconnected UDP sockets.
         LB_SK_UDP = "LB_SK_UDP",
         /// Counters by number, per CPU.

@@ -19,6 +19,18 @@ pub struct SkPeer {
 }
 const _: () = assert!(size_of::<SkPeer>() == 24);
 
+/// Value of `LB_SK_CONN` (key: socket cookie): the backend that a connected UDP socket was aimed at. The agent looks for
+/// sockets whose backend is gone; it deletes the entries of sockets that are closed.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SkConnected {
+    /// Backend id.
+    pub backend: u32,
+    /// Generation of the backend id when it was chosen.
+    pub generation: u32,
+}
+const _: () = assert!(size_of::<SkConnected>() == 8);
+
 /// Key of `LB_SK_UDP`: an unconnected UDP socket and one of its correspondents.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]

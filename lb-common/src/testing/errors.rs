@@ -7,6 +7,7 @@ use std::vec::Vec;
 use super::golden::{
     At, Golden, HOST, IN_POD, IN_UPLINK, Net, OUT_POD, OUT_UPLINK, POOL, Story, tell, world,
 };
+use super::machine::Direction;
 use super::packets::{PacketBuilder, at};
 use crate::counter::Counter::{IcmpTranslated, NewFlow, SnatFlow};
 use crate::packet::{ACK, SYN};
@@ -36,7 +37,7 @@ type Ends = (SocketAddr, SocketAddr);
 /// An error about a packet at a hook, and what it must be behind it.
 struct Case {
     at: At,
-    /// The error's source, before and behind.
+    /// The error's source, before and behind; at egress for time exceeded alone, everything else is the frontend's.
     from: (IpAddr, IpAddr),
     /// Ends of the quoted packet, before and behind.
     quoted: (Ends, Ends),
@@ -54,7 +55,9 @@ impl Case {
             let lengths = [header + 8, header + 16, header + 20, 1000];
             for bytes in lengths.into_iter().take(if number == 0 { 4 } else { 1 }) {
                 let error_in = error(self.from.0, kind, &before, bytes);
-                let error_out = error(self.from.1, kind, &behind, bytes);
+                let told = kind.0 == if v6 { 3 } else { 11 } || self.at.0 == Direction::In;
+                let from = if told { self.from.1 } else { self.quoted.1.1.ip() };
+                let error_out = error(from, kind, &behind, bytes);
                 story = story.turns_into(self.at, &error_in, error_out.build(), &[IcmpTranslated]);
             }
         }
@@ -142,7 +145,7 @@ pub(super) fn stories(n: &Net) -> Vec<Golden> {
         let header = if n.v6 { 40 } else { 20 };
         // the quoted CRC32c covers what is not quoted; it stays
         let before = error(router, kind, &P::sctp(pod, backend, 0).with(bare), header + 8);
-        let behind = error(router, kind, &P::sctp(pod, front, 0).with(bare), header + 8);
+        let behind = error(front.ip(), kind, &P::sctp(pod, front, 0).with(bare), header + 8);
         s.turns_into(OUT_POD, &before, behind.build(), &[IcmpTranslated])
     });
     golden("icmp_errors_with_options_and_padding", "I1", &|s| {
@@ -157,7 +160,7 @@ pub(super) fn stories(n: &Net) -> Vec<Golden> {
             let quoted = P::tcp(pod, web, ACK).with(inner);
             let mut outer = error(router, kind, &quoted, bytes).with(outer);
             outer.ethernet = true;
-            let mut behind = error(router, kind, &quoted.between(pod, cluster), bytes);
+            let mut behind = error(n.cluster, kind, &quoted.between(pod, cluster), bytes);
             (behind.options, behind.extensions) = (outer.options.clone(), outer.extensions.clone());
             (outer, behind.build())
         };

@@ -69,6 +69,8 @@ impl Side for V6 {
 pub struct Tables<F: Family> {
     pub services: BTreeMap<F::SvcKey, SvcValue>,
     pub nodes: BTreeMap<F::Addr, u32>,
+    /// By frontend.
+    pub sources: BTreeMap<F::Addr, F::Addr>,
     /// (prefix length, address).
     pub cidrs: Vec<(u32, F::Addr)>,
     /// (service port id, prefix length, address).
@@ -88,6 +90,7 @@ impl<F: Family> Default for Tables<F> {
         Tables {
             services: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            sources: BTreeMap::new(),
             cidrs: Vec::new(),
             ranges: Vec::new(),
             backends: BTreeMap::new(),
@@ -196,6 +199,9 @@ impl<F: Side> Env<F> for FakeEnv {
     }
     fn node(&self, addr: F::Addr) -> u32 {
         F::side(self).nodes.get(&addr).copied().unwrap_or(0)
+    }
+    fn source_towards(&self, frontend: F::Addr) -> F::Addr {
+        F::side(self).sources.get(&frontend).copied().unwrap_or(F::ZERO)
     }
     fn in_service_cidr(&self, addr: F::Addr) -> bool {
         F::side(self).cidrs.iter().any(|(len, net)| agree(addr.as_ref(), net.as_ref(), *len))

@@ -155,7 +155,7 @@ impl World {
 
     /// An address of the node (`NODE_*` bits).
     pub fn node(&mut self, ip: IpAddr, bits: u32) {
-        if bits & NODE_NODEPORT != 0 {
+        if bits & (NODE_NODEPORT | NODE_HOST_NODEPORT) != 0 {
             self.role(ip, ROLE_NODEPORT);
         }
         match ip {

@@ -80,6 +80,9 @@ Examples:
         /// A static lb-agent that is built already
         #[arg(long)]
         agent: Option<PathBuf>,
+        /// With the agent's image that the nodes have already, from an earlier `proxy lb`
+        #[arg(long, conflicts_with = "agent")]
+        loaded: bool,
     },
     /// kubectl as the cluster's administrator: cargo xtask cluster kubectl get pods -A
     Kubectl {
@@ -156,9 +159,14 @@ pub(crate) fn act(command: Command) -> Result<bool> {
             println!("{}", results.tally());
             return Ok(results.failed.is_empty());
         }
-        Command::Swap { at_once, rate, seconds, agent } => {
+        Command::Swap { at_once, rate, seconds, agent, loaded } => {
             let story = swap::Story { rate, pause: Duration::from_secs(seconds), at_once };
-            return story.tell(lab.must_be_up()?, agent.as_deref());
+            let lab = lab.must_be_up()?;
+            if !loaded {
+                lab.image(agent.as_deref())?;
+                lab.lb("lb_import")?;
+            }
+            return story.tell(lab);
         }
         Command::Kubectl { arguments } => run(lab.must_be_up()?.kubectl().args(arguments))?,
         Command::Node { node, command } => {

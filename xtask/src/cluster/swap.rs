@@ -4,9 +4,8 @@
 //! with its pod on another, in both families. Every phase has traffic of its own, and two loads span several: what was
 //! opened under kube-proxy lives through the swap, what was opened under lb through the way back.
 
-use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -36,6 +35,9 @@ const NODE_PORTS: [(&str, &str); 4] = [
 const LABEL: &str = "lb-cluster/proxy";
 /// Short connections per second of a load that spans phases: its point is what stays open.
 const SPANNING_RATE: u32 = 4;
+
+/// How long new Services may take to be served.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A place that traffic comes from.
 struct Place {
@@ -72,7 +74,27 @@ impl<'a> Traffic<'a> {
         {
             places.push(Place { name, worker: Worker::over(&mut command)?, targets: parse(&targets)? });
         }
-        Ok(Self { story, places, done: Vec::new() })
+        let mut traffic = Self { story, places, done: Vec::new() };
+        traffic.await_answers()?;
+        Ok(traffic)
+    }
+
+    /// The Services are new, too: waits until every place is answered at every target.
+    fn await_answers(&mut self) -> Result<()> {
+        let begin = Instant::now();
+        for place in &mut self.places {
+            for Target { tcp: to, .. } in &place.targets {
+                let http = Ask::Http { to: *to, path: "/".into(), mapped: false };
+                let udp = Ask::Udp { to: *to, connected: false, mapped: false };
+                for ask in [http, udp] {
+                    while place.worker.ask(&ask)?.error.is_some() {
+                        ensure!(begin.elapsed() < PATIENCE, "the {} is not answered at {to}", place.name);
+                        std::thread::sleep(Duration::from_millis(200));
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     fn begin(&mut self, load: &str, rate: u32) -> Result<()> {
@@ -145,15 +167,13 @@ pub(super) struct Story {
 }
 
 impl Story {
-    /// kube-proxy, lb, kube-proxy. Returns whether nothing broke that must not: see [`Traffic::judge`].
+    /// kube-proxy, lb, kube-proxy; the nodes have lb's image. Returns whether nothing broke that must not: see [`Traffic::judge`].
     ///
     /// # Errors
     /// When a step fails; the cluster is left as it is then.
-    pub(super) fn tell(&self, lab: &Lab, agent: Option<&Path>) -> Result<bool> {
+    pub(super) fn tell(&self, lab: &Lab) -> Result<bool> {
         janitor::watch_signals();
         lab.proxy(Proxy::DaemonSet, None)?;
-        lab.image(agent)?;
-        lab.lb("lb_import")?;
         let nodes = lab.nodes()?;
         if !self.at_once {
             nodes.iter().try_for_each(|node| label(lab, node, "kube-proxy"))?;

@@ -114,7 +114,7 @@ fn flags() -> Result<String> {
         let user = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
         std::env::var_os(name).map_or_else(|| user.join(folder), PathBuf::from).display().to_string()
     };
-    let sysroot = output(&mut clean("rustc").args(["--print", "sysroot"]))?;
+    let sysroot = output(clean("rustc").args(["--print", "sysroot"]))?;
     let paths = [
         (paths::root().display().to_string(), "/lb"),
         (home("CARGO_HOME", ".cargo"), "/cargo"),

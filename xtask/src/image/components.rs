@@ -1,5 +1,6 @@
 //! What the image is made of: every package whose code is in the agent or in the kernel programs, with its licence.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
@@ -50,7 +51,21 @@ pub(crate) fn collect(target: &Target) -> Result<Vec<Component>> {
     let mut all = packages(&root, "lb-agent", Some(&target.triple))?;
     all.extend(packages(&root.join("lb-ebpf"), "lb-ebpf", None)?);
     all.extend(runtime(target)?);
-    Ok(all.into_iter().collect())
+    Ok(merged(all))
+}
+
+/// One component for each package: the two programs share some, with other features and so other dependencies.
+fn merged(all: impl IntoIterator<Item = Component>) -> Vec<Component> {
+    let mut by_purl: BTreeMap<String, Component> = BTreeMap::new();
+    for component in all {
+        match by_purl.entry(component.purl()) {
+            Entry::Occupied(known) => known.into_mut().uses.extend(component.uses),
+            Entry::Vacant(place) => {
+                place.insert(component);
+            }
+        }
+    }
+    by_purl.into_values().collect()
 }
 
 /// What is linked in without being a package: Rust's standard library and the C library.
@@ -192,4 +207,27 @@ fn texts(package: &Package) -> Vec<PathBuf> {
         files.push(paths::root().join("LICENSE"));
     }
     files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_of_both_programs_is_one_component_with_all_its_dependencies() {
+        let component = |name: &str, uses: &str| Component {
+            name: name.into(),
+            version: "1.0.0".into(),
+            licence: "MIT".into(),
+            texts: Vec::new(),
+            registry: Some("cargo"),
+            uses: BTreeSet::from([(uses.to_owned(), "1.0.0".to_owned())]),
+        };
+        let all = merged([component("a", "x"), component("b", "x"), component("a", "y")]);
+        assert_eq!(
+            all.iter().map(|c| (c.name.as_str(), c.uses.len())).collect::<Vec<_>>(),
+            [("a", 2), ("b", 1)]
+        );
+        assert_eq!(purl("cargo", "a", "1.0.0+2"), "pkg:cargo/a@1.0.0%2B2");
+    }
 }

@@ -26,7 +26,7 @@ pub(crate) const PORT: u16 = 6443;
 const READY_LIMIT: Duration = Duration::from_secs(120);
 const ETCD: &str = "http://192.0.2.201:2379";
 const JSON: &str = "application/json";
-const APPLY: &str = "application/apply-patch+yaml";
+const MERGE: &str = "application/merge-patch+json";
 
 /// See the module. Dropping it ends its processes; the namespaces are the lab's.
 pub(crate) struct ControlPlane {
@@ -191,11 +191,20 @@ impl ControlPlane {
         items(text)?.iter().try_for_each(|item| self.apply_item(server, item))
     }
 
+    /// Creates the object, or merges it into the one that is there; lists are replaced. (Server-side apply refuses a
+    /// Node with two InternalIPs.)
     fn apply_item(&self, server: usize, item: &Item) -> Result<()> {
-        let query = "?fieldManager=lab&force=true";
-        let paths = [Some(item.path.clone()), item.has_status.then(|| format!("{}/status", item.path))];
-        for path in paths.into_iter().flatten() {
-            self.request(server, "PATCH", &format!("{path}{query}"), APPLY, &item.body)?;
+        let (collection, _) = item.path.rsplit_once('/').context("a path without a collection")?;
+        let made = self.request(server, "POST", collection, JSON, &item.body);
+        match made {
+            Ok(_) => {}
+            Err(error) if error.to_string().contains(": 409 ") => {
+                self.request(server, "PATCH", &item.path, MERGE, &item.body)?;
+            }
+            Err(error) => return Err(error),
+        }
+        if item.has_status {
+            self.request(server, "PATCH", &format!("{}/status", item.path), MERGE, &item.body)?;
         }
         Ok(())
     }
@@ -272,7 +281,8 @@ impl ControlPlane {
             "-sS",
             "--max-time",
             "20",
-            "--fail-with-body",
+            "-w",
+            "\n%{http_code}",
             "--resolve",
             &resolve,
             "--cacert",
@@ -290,7 +300,11 @@ impl ControlPlane {
             words.extend(["--data-binary", "@-"]);
         }
         words.push(&url);
-        run_in(&self.namespaces[server], &words, body).with_context(|| format!("{method} {path}"))
+        let told =
+            run_in(&self.namespaces[server], &words, body).with_context(|| format!("{method} {path}"))?;
+        let (answer, status) = told.rsplit_once('\n').context("curl names no status")?;
+        ensure!(status.starts_with('2'), "{method} {path}: {status} {answer}");
+        Ok(answer.to_owned())
     }
 }
 

@@ -59,6 +59,9 @@ impl Service {
             list(&self.cluster_ips),
             list(&families),
         );
+        if self.cluster_ips.len() > 1 {
+            text += "  ipFamilyPolicy: RequireDualStack\n";
+        }
         if !self.external_ips.is_empty() {
             writeln!(text, "  externalIPs: [{}]", list(&self.external_ips)).ok();
         }
@@ -140,7 +143,7 @@ pub(crate) fn configuration(node: &str, cluster_cidrs: &[&str]) -> String {
         "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\n\
          hostnameOverride: {node}\nclusterCIDR: {}\ndetectLocalMode: ClusterCIDR\n\
          healthzBindAddress: 0.0.0.0:10256\nmetricsBindAddress: 127.0.0.1:10249\n\
-         conntrack: {{maxPerCore: 0, min: 0}}\n",
+         conntrack: {{maxPerCore: 0, min: 0}}\nnodePortAddresses: [primary, localhost, 198.18.7.0/24]\n",
         cluster_cidrs.join(",")
     )
 }

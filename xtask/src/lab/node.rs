@@ -252,13 +252,13 @@ impl Node {
         Ok(())
     }
 
-    /// Runs a subcommand of the agent in the node (`status`, `cleanup`) and returns what it printed.
+    /// Runs a subcommand of the agent in the node (`status`, `cleanup --kube-proxy`) and returns what it printed.
     ///
     /// # Errors
     /// When it fails; the message holds its standard error.
     pub(crate) fn agent_command(&self, program: &Path, subcommand: &str) -> Result<String> {
         let places = self.places();
-        let mut arguments = vec![subcommand];
+        let mut arguments: Vec<&str> = subcommand.split_whitespace().collect();
         arguments.extend(places.iter().map(String::as_str));
         crate::run::output(&mut self.launch(program, &arguments)?)
     }

@@ -83,8 +83,11 @@ impl Probe {
         let mut packet = vec![0x9c, 0x40];
         packet.extend(self.to.port().to_be_bytes());
         packet.extend([0; 8]);
-        packet.extend([1, 0, 0, 20, 0, 0, 0, 7, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
+        packet.extend([1, 0, 0, 0, 0, 0, 0, 7, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
         packet.resize(packet.len().max(self.bytes), 0);
+        // one chunk to the end: conntrack counts chunks
+        let length = ((packet.len() - 12) as u16).to_be_bytes();
+        packet[14..16].copy_from_slice(&length);
         packet
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -25,6 +25,8 @@ pub(crate) enum Ask {
     Http { to: SocketAddr, path: String, mapped: bool },
     /// One datagram and its answer; `connected` by connect() and send(), else by sendto() and recvfrom().
     Udp { to: SocketAddr, connected: bool, mapped: bool },
+    /// The same from a socket that is bound to an address.
+    UdpFrom { to: SocketAddr, from: IpAddr, connected: bool },
     /// Opens a connection that stays, under a name.
     Open { id: String, to: SocketAddr },
     /// One line over such a connection and its echo.
@@ -180,6 +182,11 @@ impl Sockets {
             Ask::Udp { to, connected, mapped } => {
                 let socket = datagram(*to, *mapped)?;
                 exchange(&socket, if *mapped { map(*to) } else { *to }, *connected, answer)?;
+            }
+            Ask::UdpFrom { to, from, connected } => {
+                let socket = UdpSocket::bind((*from, 0))?;
+                socket.set_read_timeout(Some(PATIENCE))?;
+                exchange(&socket, *to, *connected, answer)?;
             }
             Ask::Open { id, to } => {
                 let stream = connect(*to, false)?;

@@ -64,6 +64,8 @@ impl Far {
                 format!("route add {}/32 dev far0 mtu {FAR_MTU}", FAR[0]),
                 format!("route add {}/128 dev far0 mtu {FAR_MTU}", FAR[1]),
                 format!("route add 10.77.2.0/24 via 192.0.2.12 mtu {POD_MTU}"),
+                "route add 10.77.1.0/24 via 192.0.2.11".into(),
+                "route add fd77:0:0:1::/64 via 2001:db8:1::11".into(),
                 format!("route add fd77:0:0:2::/64 via 2001:db8:1::12 mtu {POD_MTU}"),
             ],
         )?;
@@ -215,8 +217,7 @@ fn requests_too_big(context: &mut Context, far: &mut Far, family: usize, wanted:
     forget(&far.client)?;
     let to = address(&node, node_port(REMOTE) + 1);
     let answer = far.worker.ask(&packet(to, 1480, 0))?;
-    let by = (wanted == POD_MTU).then_some(ROUTER[family]);
-    ensure_error("a large datagram from outside", &answer, "too big", to, by)?;
+    ensure_error("a large datagram from outside", &answer, "too big", to, Some(&node))?;
     ensure!(answer.text.contains(&format!(" mtu {wanted} ")), "not {wanted}: {answer:?}");
     let mtu = learnt(&far.client, &node)?;
     ensure!(mtu == wanted, "the client knows a path MTU of {mtu} to {node}, not {wanted}");
@@ -236,7 +237,7 @@ fn pods_and_hosts(context: &mut Context, family: usize) -> Result<()> {
     let to = vips(REMOTE)[family];
     let pod = context.lab.pod("p1b")?.namespace.clone();
     let answer = context.ask(Side::Pod("p1b"), &packet(to, 1480, 0))?;
-    ensure_error("a large datagram of a pod", &answer, "too big", to, Some(ROUTER[family]))?;
+    ensure_error("a large datagram of a pod", &answer, "too big", to, Some(&to.ip().to_string()))?;
     let mtu = learnt(&pod, &to.ip().to_string())?;
     ensure!(mtu == POD_MTU, "the pod knows a path MTU of {mtu} to {to}, not {POD_MTU}");
     let answer = context.ask(Side::Pod("p1b"), &Ask::Bulk { to, bytes: 1 << 20 })?;

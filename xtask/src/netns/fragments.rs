@@ -21,8 +21,13 @@ fn large_datagrams(context: &mut Context) -> Result<()> {
         tries.push((Side::Pod("p1b"), vips(HAIRPIN)[family], "p1b"));
     }
     for (side, to, pod) in tries {
+        let ask = Ask::BigUdp { to, bytes: BYTES };
+        if to.is_ipv6() {
+            // no router fragments IPv6: the first datagram teaches the sender the path MTU, at worst
+            context.ask(side, &ask)?;
+        }
         for _ in 0..3 {
-            let answer = context.ask(side, &Ask::BigUdp { to, bytes: BYTES })?;
+            let answer = context.ask(side, &ask)?;
             ensure!(
                 answer.error.is_none() && answer.pod() == Some(pod) && answer.from == Some(to),
                 "{side:?} to {to}: {answer:?}"

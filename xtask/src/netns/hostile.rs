@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -21,6 +22,9 @@ pub(super) const CASES: &[Case] = &[
     ("pods_of_the_other_node_behind_an_l3_device", l3_device),
     ("a_hosts_own_datagram_from_a_node_port_gets_its_answer", host_datagram),
 ];
+
+/// Time for the last packets of earlier connections.
+const SETTLE: Duration = Duration::from_millis(500);
 
 /// What flannel does beside its rule for pods: whatever comes to pods from elsewhere is masqueraded, by any port.
 const BESIDE: &str = "
@@ -154,6 +158,8 @@ fn l3_device(context: &mut Context) -> Result<()> {
         };
         ip(namespace, &lines)
     };
+    // what is under way between the nodes would be a martian behind the change
+    std::thread::sleep(SETTLE);
     routes(&first, 2, false)?;
     routes(&second, 1, false)?;
     // node1's own address comes by the tunnel, too, when it talks to pods of node2
@@ -185,6 +191,7 @@ fn l3_device(context: &mut Context) -> Result<()> {
         ensure!(carried > 100, "the tunnel carried {carried} packets: the traffic took another way");
         Ok(())
     })();
+    std::thread::sleep(SETTLE);
     routes(&first, 2, true)?;
     routes(&second, 1, true)?;
     drop(tunnel);

@@ -12,12 +12,14 @@ mod errors;
 mod fragments;
 mod host;
 mod hostile;
+mod leftovers;
 mod interfaces;
 mod lifecycle;
 mod neighbours;
 mod nested;
 mod pins;
 mod rejects;
+mod sockets;
 mod traffic;
 mod tuples;
 mod upgrade;
@@ -63,6 +65,9 @@ const OUTSIDE: u32 = 15;
 const MOVING: u32 = 16;
 const LATE: u32 = 17;
 const BRIDGED: u32 = 18;
+const STICKY: u32 = 31;
+const DRAIN: u32 = 32;
+const AWAY: u32 = 33;
 
 /// NodePort (TCP; UDP is the next number) of a Service.
 const fn node_port(number: u32) -> u16 {
@@ -85,6 +90,14 @@ fn services() -> Vec<(Service, &'static [&'static str])> {
         lb_ips: vec!["203.0.113.10".into(), "2001:db8:203::10".into()],
         ..service(OUTSIDE, "outside")
     };
+    let affinity = vec!["sessionAffinity: ClientIP".to_owned()];
+    let sticky = Service {
+        external_ips: vec![sockets::STICKY_EXTERNAL.into()],
+        spec: affinity.clone(),
+        ..service(STICKY, "sticky")
+    };
+    let drain = Service { spec: affinity, ..service(DRAIN, "drain") };
+    let away = Service { spec: vec!["externalTrafficPolicy: Local".into()], ..service(AWAY, "away") };
     vec![
         (service(WEB, "web"), &["p1a", "p2a"]),
         (service(LOCAL, "local"), &["p1a"]),
@@ -93,18 +106,23 @@ fn services() -> Vec<(Service, &'static [&'static str])> {
         (service(EMPTY, "empty"), &[]),
         (outside, &["p1a", "p2a"]),
         (service(MOVING, "moving"), &["p1a"]),
+        (sticky, &["p1a", "p2a"]),
+        (drain, &["p1a"]),
+        (away, &["p2a"]),
     ]
 }
 
-/// Runs all clusters; `only` names cases by a part of their name. Returns (passed, failed).
+/// Runs all clusters; `only` names cases by parts of their names, with commas between. Returns (passed, failed).
 ///
 /// # Errors
 /// When a cluster can't be built; failures of cases are counted.
 pub(crate) fn run(agent: &Path, only: Option<&str>) -> Result<(usize, usize)> {
     let mut total = (0, 0);
     for kind in [Kind::Friendly, Kind::Hostile, Kind::Overlay] {
-        let cases: Vec<Case> =
-            cases(kind).into_iter().filter(|case| only.is_none_or(|part| case.0.contains(part))).collect();
+        let cases: Vec<Case> = cases(kind)
+            .into_iter()
+            .filter(|case| only.is_none_or(|parts| parts.split(',').any(|part| case.0.contains(part))))
+            .collect();
         let (passed, failed) = cluster(kind, agent, &cases).with_context(|| format!("{kind:?} cluster"))?;
         total = (total.0 + passed, total.1 + failed);
     }
@@ -114,9 +132,11 @@ pub(crate) fn run(agent: &Path, only: Option<&str>) -> Result<(usize, usize)> {
 fn cases(kind: Kind) -> Vec<Case> {
     let mut list = access::CASES.to_vec();
     list.extend(host::CASES);
+    list.extend(sockets::CASES);
     list.extend(tuples::CASES);
     list.extend(fragments::CASES);
     if kind != Kind::Overlay {
+        list.extend(sockets::DIRECT);
         list.extend(bridge::CASES);
     }
     list.extend(errors::CASES);
@@ -126,7 +146,9 @@ fn cases(kind: Kind) -> Vec<Case> {
     list.extend(nested::CASES);
     if kind == Kind::Friendly {
         list.extend(neighbours::CASES);
+        list.extend(sockets::FRIENDLY);
         list.extend(lifecycle::CASES);
+        list.extend(leftovers::CASES);
         list.extend(interfaces::CASES);
         list.extend(traffic::CASES);
         list.extend(upgrade::CASES);

@@ -48,7 +48,7 @@ fn nested(context: &mut Context) -> Result<()> {
     // the outer cluster has no routes to the inner one's pods
     let rules = "table inet leaving { chain postrouting { type nat hook postrouting priority srcnat;
                  oifname eth0 ip saddr 10.88.0.0/16 masquerade
-                 oifname eth0 ip6 saddr fd88::/32 masquerade }; }";
+                 oifname eth0 ip6 saddr fd88::/32 masquerade; }; }";
     run_in(&outer, &["nft", "-f", "-"], rules)?;
     let server = Server::start(&inner, "inner", POD_PORT)?;
     let folder = context.lab.folder.join("nested");

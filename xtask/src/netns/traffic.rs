@@ -13,7 +13,7 @@ pub(super) const CASES: &[Case] =
     &[("b156_traffic_survives_a_restart", restart), ("b156_traffic_survives_kill_9", kill_9)];
 
 /// How long the traffic lasts.
-const LASTS: Duration = Duration::from_secs(30);
+pub(super) const LASTS: Duration = Duration::from_secs(30);
 /// How long no agent runs.
 const AWAY: Duration = Duration::from_secs(2);
 /// Short connections a second from each side; 200 together.

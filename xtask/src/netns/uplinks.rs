@@ -61,7 +61,7 @@ fn two_uplinks(context: &mut Context) -> Result<()> {
     let rules = format!(
         "table inet astray {{ chain input {{ type filter hook prerouting priority raw;
          iifname eth0 ip saddr {} counter drop
-         iifname eth0 ip6 saddr {} counter drop }}; }}",
+         iifname eth0 ip6 saddr {} counter drop; }}; }}",
         VIPS[0], VIPS[1]
     );
     run_in(&dual, &["nft", "-f", "-"], &rules)?;

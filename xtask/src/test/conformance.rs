@@ -1,6 +1,7 @@
 //! The conformance kit of conformance/ against the agent, compared with the list of cases that are not reached yet.
 //!
-//! Every case has one right outcome: a failure that is not on the list fails the run, and so does a pass that is.
+//! Every case has one right outcome: a failure that is not on the list fails the run, and so does a pass that is. The
+//! kit runs once per [`Variant`]: everything in the agent's default set-up, the flow cases again in others.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +16,30 @@ use super::Tally;
 use crate::run::output;
 use crate::{packages, paths};
 
-/// The whole kit takes two to three minutes.
+/// One way to run the kit.
+#[derive(Debug)]
+pub(crate) struct Variant {
+    /// Its name: a section of the list of cases that are not reached yet, and part of file names.
+    pub(crate) name: &'static str,
+    /// Kinds of cases to run.
+    kinds: &'static str,
+    /// Further arguments of the kit.
+    arguments: &'static [&'static str],
+}
+
+/// All variants.
+pub(crate) const VARIANTS: &[Variant] = &[
+    Variant { name: "default", kinds: "flow,http,sequence,conntrack,sync", arguments: &[] },
+    Variant { name: "hostile", kinds: "flow", arguments: &["--hostile"] },
+    Variant {
+        name: "exact-masquerade",
+        kinds: "flow",
+        arguments: &["--exact-masquerade", "--agent-arg=--masquerade-local"],
+    },
+    Variant { name: "socket-lb-all", kinds: "flow", arguments: &["--agent-arg=--socket-lb=all"] },
+];
+
+/// One variant takes two to three minutes.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
 
 #[derive(Deserialize)]
@@ -35,40 +59,34 @@ struct Case {
 }
 
 /// Where the agent's objects come from.
-pub(super) enum Feed {
+pub(crate) enum Feed {
     /// A folder of manifests.
     Manifests,
     /// A kube-apiserver with etcd, from this folder.
     Api(PathBuf),
 }
 
-/// Runs the kit and reads its results.
-fn run_kit(feed: &Feed) -> Result<Report> {
+/// Runs the kit and reads its results; `only` are ids of cases with commas.
+fn run_kit(feed: &Feed, variant: &Variant, only: Option<&str>) -> Result<Report> {
     packages::need(packages::CONFORMANCE)?;
     need_yaml()?;
-    let (proxy, name, assets) = match feed {
+    let (proxy, prefix, assets) = match feed {
         Feed::Manifests => ("lb-agent", "conformance", None),
         Feed::Api(folder) => ("lb-agent-api", "conformance-api", Some(folder)),
     };
-    let report = paths::target().join(format!("{name}.json"));
+    let report = paths::target().join(format!("{prefix}-{}.json", variant.name));
     fs::remove_file(&report).ok();
-    let logs = paths::target().join(name);
+    let logs = paths::target().join(prefix).join(variant.name);
     fs::remove_dir_all(&logs).ok();
     fs::create_dir_all(&logs)?;
     // when we are ended, the kit gets SIGTERM and tidies up
     let mut child = Command::new("setpriv")
         .args(["--pdeathsig", "TERM", "python3"])
         .current_dir(paths::root().join("conformance"))
-        .args([
-            "-m",
-            "conformance",
-            "--proxy",
-            proxy,
-            "--kind",
-            "flow,http,sequence,conntrack,sync",
-            "--keep",
-            "--agent",
-        ])
+        .args(["-m", "conformance", "--proxy", proxy, "--kind", variant.kinds, "--keep"])
+        .args(variant.arguments)
+        .args(only.map(|ids| format!("--only={ids}")))
+        .arg("--agent")
         .arg(paths::agent())
         .env("TMPDIR", &logs)
         .envs(assets.map(|folder| ("KUBEBUILDER_ASSETS", folder)))
@@ -92,22 +110,46 @@ fn run_kit(feed: &Feed) -> Result<Report> {
     Ok(report)
 }
 
-/// The level.
-pub(super) fn run(feed: Feed) -> Result<Tally> {
+/// The level: all variants, or the one of this name; the API feed has the default one.
+///
+/// # Errors
+/// When the kit can't run; failures of cases are counted.
+pub(crate) fn run(feed: Feed, name: Option<&str>, only: Option<&str>) -> Result<Tally> {
     let list = paths::root().join("lb-agent/tests/conformance-not-reached.txt");
-    let known = parse(&fs::read_to_string(&list).unwrap_or_default())?;
-    let (tally, lines) = judge(&run_kit(&feed)?.results, &known);
-    lines.iter().for_each(|line| println!("{line}"));
-    Ok(tally)
+    let text = fs::read_to_string(&list).unwrap_or_default();
+    let mut total = Tally::default();
+    let name = name.or(matches!(feed, Feed::Api(_)).then_some("default"));
+    for variant in VARIANTS.iter().filter(|variant| name.is_none_or(|name| name == variant.name)) {
+        println!("-- {}", variant.name);
+        let mut known = parse(&text, variant.name)?;
+        if let Some(ids) = only {
+            known.retain(|id, _| ids.split(',').any(|wanted| wanted == id));
+        }
+        let (tally, lines) = judge(&run_kit(&feed, variant, only)?.results, &known);
+        lines.iter().for_each(|line| println!("{line}"));
+        println!("   {}: {tally}", variant.name);
+        total += tally;
+    }
+    ensure!(total != Tally::default(), "there is no variant {name:?} of the kit");
+    Ok(total)
 }
 
-/// Ids and reasons; `#` begins a comment.
-fn parse(text: &str) -> Result<BTreeMap<String, String>> {
+/// Ids and reasons that hold for a variant; `#` begins a comment. What stands before the first `[variant]` holds for
+/// all of them.
+fn parse(text: &str, variant: &str) -> Result<BTreeMap<String, String>> {
     let mut known = BTreeMap::new();
+    let mut holds = true;
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        if let Some(section) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            ensure!(VARIANTS.iter().any(|v| v.name == section), "no variant of the kit is called {section}");
+            holds = section == variant;
+            continue;
+        }
         let (id, reason) =
             line.split_once(char::is_whitespace).with_context(|| format!("no reason for {line}"))?;
-        known.insert(id.to_owned(), reason.trim().to_owned());
+        if holds {
+            known.insert(id.to_owned(), reason.trim().to_owned());
+        }
     }
     Ok(known)
 }
@@ -190,7 +232,7 @@ mod tests {
 
     #[test]
     fn only_expected_outcomes_are_accepted() {
-        let known = parse("# why\nF2 not yet\nF4 not yet\nF9 gone\n").unwrap();
+        let known = parse("# why\nF2 not yet\nF4 not yet\nF9 gone\n", "default").unwrap();
         let results = [
             case("F1", "passed"),
             case("F2", "failed"),
@@ -205,6 +247,15 @@ mod tests {
 
     #[test]
     fn a_known_failure_needs_a_reason() {
-        assert!(parse("F2\n").is_err());
+        assert!(parse("F2\n", "default").is_err());
+    }
+
+    #[test]
+    fn a_section_holds_for_its_variant_only() {
+        let text = "F1 everywhere\n[hostile]\nF2 there\n[default]\nF3 here\n";
+        let ids = |variant| parse(text, variant).unwrap().into_keys().collect::<Vec<_>>();
+        assert_eq!(ids("hostile"), ["F1", "F2"]);
+        assert_eq!(ids("default"), ["F1", "F3"]);
+        assert!(parse("[hostil]\nF2 there\n", "default").is_err());
     }
 }

@@ -1,7 +1,8 @@
 //! `cargo xtask test`: the levels from the bottom to the top, each with its counts.
 
+mod behaviour;
 mod cargo;
-mod conformance;
+pub(crate) mod conformance;
 
 use std::time::Instant;
 
@@ -129,10 +130,10 @@ impl Level {
                         let (passed, failed) = netns::api::run(&paths::agent(), &folder, None)?;
                         Ok(Tally { passed, failed, skipped: 0 })
                     }
-                    Ok(folder) => conformance::run(conformance::Feed::Api(folder)),
+                    Ok(folder) => conformance::run(conformance::Feed::Api(folder), None, None),
                 }
             }
-            Self::Conformance => conformance::run(conformance::Feed::Manifests),
+            Self::Conformance => conformance::run(conformance::Feed::Manifests, None, None),
             Self::Cluster => cluster::level::run(),
             _ => {
                 bench::direct(&paths::agent())?;

@@ -4,15 +4,17 @@ mod network;
 mod order;
 mod scale;
 
+use std::sync::Arc;
+
 use lb_common::abi::{
-    BE_IN_CLUSTER, BE_IN_LOCAL, BE_LOCAL, ROLE_BACKEND, ROLE_FRONTEND, SVC_ADDRESS, SVC_EXTERNAL,
+    BE_IN_CLUSTER, BE_IN_LOCAL, BE_LOCAL, NODE_NODEPORT, ROLE_BACKEND, ROLE_FRONTEND, SVC_ADDRESS, SVC_EXTERNAL,
     SVC_HAS_ANY, SVC_LOCAL, SVC_MASQ_ALL, SVC_RANGES, SvcKey4, SvcValue,
 };
 
 use crate::desired::Desired;
-use crate::fixture::{World, cidr, edge, endpoint, ip, port, service, settings, slice};
+use crate::fixture::{World, cidr, edge, endpoint, ip, node, port, service, settings, slice};
 use crate::model::settings::{Limits, Settings};
-use crate::model::{EndpointSpec, Ignored, Key, ObjectName, Policy, Protocol, ServiceKind, ServiceSpec};
+use crate::model::{EndpointSpec, Ignored, Key, NodeSpec, Object, ObjectName, Policy, Protocol, ServiceKind, ServiceSpec};
 
 fn key(address: [u8; 4], port: u16) -> SvcKey4 {
     SvcKey4 { addr: address, port: port.to_be_bytes(), proto: 6, _pad: 0 }
@@ -133,6 +135,85 @@ fn b50_external_policy_counts_for_cluster_ip_services_only_with_external_ips() {
     assert_eq!(policy(ServiceKind::ClusterIp, &[]), Policy::Cluster);
     assert_eq!(policy(ServiceKind::ClusterIp, &["198.51.100.1"]), Policy::Local);
     assert_eq!(policy(ServiceKind::NodePort, &[]), Policy::Local);
+}
+
+#[test]
+fn b16_b18_addresses_serve_their_own_family_and_nothing_is_translated() {
+    let tables = edge_with(
+        |s| s.source_ranges = vec![cidr("198.18.0.0/16"), cidr("2001:db8:9::/48")],
+        &[endpoint("10.77.1.5", "ash")],
+    );
+    assert_eq!(tables.services4.len(), tables.services6.len());
+    assert_eq!((tables.ranges4.len(), tables.ranges6.len()), (1, 1));
+    // an IPv4 endpoint is no endpoint of the IPv6 frontends
+    assert!(tables.services6.values().all(|v| v.cluster_len == 0 && v.flags & SVC_HAS_ANY == 0));
+}
+
+#[test]
+fn b35_b88_node_ports_are_told_from_addresses_and_have_one_entry() {
+    let tables = edge_with(|_| (), &[]);
+    let node_ports: Vec<_> = tables.services4.keys().filter(|k| k.addr == ANY).collect();
+    assert_eq!(node_ports, [&key(ANY, 30443)]);
+    // without endpoints it is refused where NodePorts answer, and nowhere else (nftables mode's way)
+    assert_eq!(tables.services4[&key(ANY, 30443)].flags & SVC_HAS_ANY, 0);
+    assert_eq!(tables.node4.values().filter(|flags| **flags & NODE_NODEPORT != 0).count(), 1);
+}
+
+#[test]
+fn b56_b60_a_new_zone_label_chooses_endpoints_anew() {
+    let hinted = |address: &str, zone: &str| EndpointSpec {
+        zones: vec![zone.to_owned()],
+        ..endpoint(address, "elm")
+    };
+    let mut world = World::new();
+    world.service(edge());
+    world.slice(slice("s", "edge", &[hinted("10.77.2.5", "east"), hinted("10.77.2.6", "west")]));
+    let mut chosen = |zone: &str| {
+        world.put(Object::Node(Arc::new(NodeSpec { zone: zone.to_owned(), ..node() })));
+        let tables = world.after(1);
+        sets(&tables, tables.services4[&key(CLUSTER, 443)]).0
+    };
+    assert_eq!(chosen("east"), ["10.77.2.5"]);
+    assert_eq!(chosen("west"), ["10.77.2.6"]);
+    assert_eq!(chosen("north"), ["10.77.2.5", "10.77.2.6"]);
+    assert_eq!(chosen(""), ["10.77.2.5", "10.77.2.6"]);
+    assert_eq!(chosen("east"), ["10.77.2.5"]);
+}
+
+#[test]
+fn b68_b105_b107_what_moves_a_generation_and_what_does_not() {
+    let pod = endpoint("10.77.2.5", "elm");
+    let drains = EndpointSpec { ready: false, terminating: true, ..pod.clone() };
+    let gone = EndpointSpec { serving: false, ..drains.clone() };
+    let other = endpoint("10.77.2.6", "elm");
+    let mut world = World::new();
+    world.service(ServiceSpec { affinity_s: Some(60), ..edge() });
+    let mut generation = |endpoints: &[EndpointSpec]| {
+        world.slice(slice("s", "edge", endpoints));
+        let tables = world.after(1);
+        let id = tables.backends4.iter().find(|(_, row)| row.addr == [10, 77, 2, 5]).map(|(id, _)| *id);
+        (id, tables.generations4[&1])
+    };
+    let first = generation(&[pod.clone(), other.clone()]);
+    assert_eq!(first.0, Some(1));
+    // it finishes what it has: flows and sockets stay, but it is in no set (B44), so affinity does not follow it (B67)
+    assert_eq!(generation(&[drains, other.clone()]), first);
+    // it serves no longer
+    let after = generation(&[gone, other.clone()]);
+    assert_eq!((after.0, after.1), (None, first.1 + 1));
+    // and comes back: another generation than all before
+    let back = generation(&[pod, other]);
+    assert_ne!(back.1, first.1);
+}
+
+#[test]
+fn b64_b69_affinity_off_and_on_is_on_the_frontends_at_the_next_plan() {
+    let mut world = World::new();
+    for affinity_s in [None, Some(60), None] {
+        world.service(ServiceSpec { affinity_s, ..edge() });
+        let tables = world.after(1);
+        assert_eq!(tables.services4[&key(CLUSTER, 443)].affinity_s, affinity_s.unwrap_or(0));
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use lb_common::abi::{
     CFG_CIDR4, CFG_CIDR6, CFG_DETECT_CIDR4, CFG_DETECT_CIDR6, CFG_DETECT_IF, CFG_MASQ_LOCAL,
-    CFG_REJECT_UNKNOWN, IF_DETECT, IF_POD, NODE_LOCAL, NODE_NODEPORT, PortRange, ROLE_NODEPORT, ROLE_SNAT,
+    CFG_REJECT_UNKNOWN, IF_DETECT, IF_POD, NODE_HOST_NODEPORT, NODE_LOCAL, NODE_NODEPORT, PortRange, ROLE_NODEPORT, ROLE_SNAT,
 };
 
 use crate::fixture::{World, cidr, edge, ip, settings};
@@ -88,6 +88,20 @@ fn node_addresses_are_local_and_the_chosen_ones_answer_node_ports() {
 }
 
 #[test]
+fn b40_loopback_answers_the_hosts_sockets_only_and_b39_addresses_come_and_go() {
+    let mut world = World::with(Settings { mode: Mode::Iptables, ..settings() });
+    let tables = world.after(0);
+    for answers in [tables.node4[&[127, 0, 0, 1]], tables.node6[&std::net::Ipv6Addr::LOCALHOST.octets()]] {
+        assert_eq!(answers, NODE_LOCAL | NODE_HOST_NODEPORT);
+    }
+    assert_eq!(tables.roles[&ip("127.0.0.1")], ROLE_NODEPORT);
+    world.net.links.get_mut(&2).unwrap().addresses.push((ip("198.18.7.11"), 32));
+    assert_eq!(world.after(1).node4[&[198, 18, 7, 11]], NODE_LOCAL | NODE_NODEPORT);
+    world.net.links.get_mut(&2).unwrap().addresses.pop();
+    assert!(!world.after(1).node4.contains_key(&[198, 18, 7, 11]));
+}
+
+#[test]
 fn the_node_port_range_holds_every_node_port_and_is_empty_without_any() {
     let mut world = World::new();
     assert_eq!(world.after(0).config.nodeports, PortRange { min: 1, max: 0 });
@@ -101,7 +115,7 @@ fn socket_lb_names_the_namespaces() {
         tables.namespaces.into_keys().collect::<Vec<u64>>()
     };
     assert_eq!(cookies(SocketLb::Host), [77]);
-    assert_eq!(cookies(SocketLb::All), [0]);
+    assert_eq!(cookies(SocketLb::All), [0, 77]);
     assert_eq!(cookies(SocketLb::Off), [0; 0]);
 }
 

@@ -65,7 +65,8 @@ fn places_in_the_order_of_the_design() {
 #[test]
 fn a_kubeconfig_of_the_command_line_never_leads_to_the_cluster_of_the_pod() {
     let files = Files::new();
-    let named = Bootstrap { kubeconfig: files.kubeconfig(), config_kubeconfig: files.kubeconfig(), ..files.pod() };
+    let named =
+        Bootstrap { kubeconfig: files.kubeconfig(), config_kubeconfig: files.kubeconfig(), ..files.pod() };
     let names = names(&named);
     assert_eq!(names[0], "https://192.0.2.9:6443 (--kubeconfig)");
     assert!(names.iter().all(|n| !n.contains("in-cluster") && !n.contains("clientConnection")), "{names:?}");
@@ -96,7 +97,11 @@ fn what_cannot_be_used_is_named_at_the_start() {
         let bad = Bootstrap { servers: vec![url.into()], ..files.pod() };
         assert_eq!(bad.check(), Err(BootstrapError::Url(url.into())), "{url}");
     }
-    let alone = Bootstrap { servers: vec!["https://a".into()], service_account: "/nowhere".into(), ..Bootstrap::default() };
+    let alone = Bootstrap {
+        servers: vec!["https://a".into()],
+        service_account: "/nowhere".into(),
+        ..Bootstrap::default()
+    };
     assert!(matches!(alone.check(), Err(BootstrapError::NoCredentials(_))));
     let missing = Bootstrap { kubeconfig: Some("/nowhere".into()), ..files.pod() };
     assert!(matches!(missing.check(), Err(BootstrapError::Kubeconfig { .. })));

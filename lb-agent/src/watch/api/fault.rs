@@ -200,7 +200,9 @@ mod tests {
     #[test]
     fn a_forbidden_resource_names_verb_and_resource() {
         let issue = fault(403, "nope").issue("services", &voice(), false).to_string();
-        for part in ["https://192.0.2.1:6443", "services", "does not let us watch: nope", "grant the verb watch"] {
+        for part in
+            ["https://192.0.2.1:6443", "services", "does not let us watch: nope", "grant the verb watch"]
+        {
             assert!(issue.contains(part), "{part:?} in {issue}");
         }
     }
@@ -213,7 +215,9 @@ mod tests {
 
     #[test]
     fn only_faults_of_the_server_itself_make_us_leave_it() {
-        for (code, leave) in [(401, true), (403, false), (404, false), (410, false), (429, false), (503, true)] {
+        for (code, leave) in
+            [(401, true), (403, false), (404, false), (410, false), (429, false), (503, true)]
+        {
             assert_eq!(fault(code, "").is_the_servers(), leave, "{code}");
         }
         assert!(WatchFault::silent("list").is_the_servers());

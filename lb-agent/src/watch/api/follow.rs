@@ -35,7 +35,7 @@ const SHORT: Duration = Duration::from_secs(1);
 /// Faults in a row after which a server is left, if there is another, or a watch is given up for a new list.
 const TRIES: u32 = 2;
 /// A resource that the server does not have, or show, is asked for again after this.
-const OPTIONAL_AGAIN: Duration = Duration::from_secs(300);
+const OPTIONAL_AGAIN: Duration = Duration::from_secs(60);
 
 /// Why following ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -112,12 +112,18 @@ impl<F: Fn() -> bool> Follower<'_, F> {
                 Err(Stop::Fault(fault)) => fault,
             };
             if fault.cause == Cause::Expired {
-                debug!(resource = %K::plural(&()), "The history is compacted, listing anew");
+                info!(resource = %K::plural(&()), "The history is compacted, listing anew");
                 at.version = None;
                 pause.wait().await;
                 continue;
             }
             at.faults += 1;
+            if fault.cause == Cause::Forbidden && at.heard && at.faults < TRIES {
+                // A server that has just started answers so until it knows its roles.
+                at.doubtful = true;
+                pause.wait().await;
+                continue;
+            }
             if !self.out.send(self.say(table, &fault, &mut at)).await {
                 return Ended::Closed;
             }
@@ -126,7 +132,7 @@ impl<F: Fn() -> bool> Follower<'_, F> {
                 if at.faults >= TRIES && (self.others)() {
                     return Ended::Lost { heard: at.heard };
                 }
-            } else if at.faults >= TRIES {
+            } else if at.faults >= TRIES && fault.cause == Cause::Refused {
                 at.version = None;
             }
             if self.is_dispensable::<K>(&fault) {
@@ -199,7 +205,9 @@ impl<F: Fn() -> bool> Follower<'_, F> {
                 Ok(Ok(Some(WatchEvent::Deleted(object)))) => {
                     (object.resource_version(), table.remove(object.meta()))
                 }
-                Ok(Ok(Some(WatchEvent::Bookmark(mark)))) => (Some(mark.metadata.resource_version), Vec::new()),
+                Ok(Ok(Some(WatchEvent::Bookmark(mark)))) => {
+                    (Some(mark.metadata.resource_version), Vec::new())
+                }
                 Ok(Ok(Some(WatchEvent::Error(status)))) => {
                     return Err(WatchFault::of_status("watch", &status).into());
                 }

@@ -37,7 +37,9 @@ impl Selection {
 }
 
 /// A resource that is followed.
-pub trait Kind: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static {
+pub trait Kind:
+    Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
+{
     /// The agent can do without: a server that does not have it, or does not show it, is no obstacle (B169).
     const OPTIONAL: bool = false;
 

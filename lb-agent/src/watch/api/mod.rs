@@ -19,6 +19,7 @@ mod node_gate;
 mod pause;
 mod remember;
 mod table;
+pub mod tell;
 
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;

@@ -93,7 +93,8 @@ impl NodeGate {
             return None;
         }
         let Some(node) = &self.last else {
-            let cure = "the agent waits for it; check --node-name if this is not how the cluster calls this node";
+            let cure =
+                "the agent waits for it; check --node-name if this is not how the cluster calls this node";
             return Some(("does not exist", cure));
         };
         if self.gone {

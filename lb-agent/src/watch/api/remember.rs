@@ -133,6 +133,7 @@ mod tests {
             family: Family::V4,
             ports: vec![SlicePort { name: "https".into(), protocol: Protocol::Tcp, port: 6443 }],
             endpoints: vec![endpoint],
+            triggered: crate::model::Trigger::default(),
         };
         (Key::Slice(name), Some(Object::Slice(Arc::new(spec))))
     }
@@ -142,7 +143,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state");
         let mut memory = Remembered::new(Some(path.clone()));
-        memory.see(&[slice("default", "web", "10.0.0.1", true), slice("shop", "kubernetes", "10.0.0.2", true)]);
+        memory
+            .see(&[slice("default", "web", "10.0.0.1", true), slice("shop", "kubernetes", "10.0.0.2", true)]);
         assert!(read(&path).is_empty());
         memory.see(&[slice("default", "kubernetes", "192.0.2.1", true)]);
         assert_eq!(read(&path), ["192.0.2.1:6443".parse().unwrap()]);

@@ -1,4 +1,5 @@
 use k8s_openapi::api::core::v1::Service;
+use kube::Resource as _;
 use serde_json::json;
 
 use super::*;
@@ -12,7 +13,8 @@ fn service(name: &str, ip: &str) -> Guard {
 }
 
 fn unreadable(name: &str) -> Guard {
-    serde_json::from_value(json!({"metadata": {"name": name, "namespace": "ns"}, "spec": {"ports": "no"}})).unwrap()
+    serde_json::from_value(json!({"metadata": {"name": name, "namespace": "ns"}, "spec": {"ports": "no"}}))
+        .unwrap()
 }
 
 fn key(name: &str) -> Key {
@@ -31,7 +33,8 @@ fn list(table: &mut Table<Service>, objects: &[Guard]) -> Vec<Event> {
 
 /// Names that are put and names that are taken away by the only batch of changes.
 fn names(events: &[Event]) -> (Vec<String>, Vec<String>) {
-    let batches: Vec<_> = events.iter().filter_map(|e| if let Event::Changes(c) = e { Some(c) } else { None }).collect();
+    let batches: Vec<_> =
+        events.iter().filter_map(|e| if let Event::Changes(c) = e { Some(c) } else { None }).collect();
     assert!(batches.len() <= 1, "more than one batch: {events:?}");
     let pick = |there: bool| {
         let all = batches.iter().copied().flatten().filter(move |(_, o)| o.is_some() == there);

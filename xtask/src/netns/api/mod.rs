@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
 use super::{Context, LATE, MOVING, Side, WEB, address, counters, node_port, service, services, vips};
 use crate::kube::plane::ControlPlane;
@@ -35,6 +35,9 @@ const SECOND: usize = 1;
 
 /// How long a change may take from the API to the packets when an API server has just come or gone.
 const SLOW: Duration = Duration::from_secs(45);
+
+/// Nothing can be kept here.
+const NO_STATE: &str = "/proc/none";
 
 const CASES: &[Case] = &[
     ("b166_the_shipped_rights_are_enough_and_objects_become_packets", objects),
@@ -112,7 +115,7 @@ impl Api {
             servers.iter().map(|server| ControlPlane::url(*server, usize::from(*server == FIRST))).collect();
         let arguments = if urls.is_empty() { Vec::new() } else { vec!["--apiserver".into(), urls.join(",")] };
         ApiFeed {
-            arguments: [arguments, vec!["--state-dir".into(), String::new()]].concat(),
+            arguments: [arguments, vec!["--state-dir".into(), NO_STATE.into()]].concat(),
             account: Some(self.account.clone()),
             environment: vec![("KUBERNETES_SERVICE_HOST".into(), String::new())],
         }

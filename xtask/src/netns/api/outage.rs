@@ -5,6 +5,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use super::{Api, Case, FIRST, SECOND};
+use crate::lab::Lab;
+use crate::netns::traffic::{LASTS, survive};
 use crate::netns::{LATE, MOVING};
 
 pub(super) const CASES: &[Case] = &[
@@ -13,6 +15,7 @@ pub(super) const CASES: &[Case] = &[
     ("b152_deletions_while_the_api_server_was_away_take_effect", deletions_while_cut_off),
     ("a_compacted_history_is_listed_anew_and_nothing_is_lost", compacted),
     ("another_api_server_takes_over", takes_over),
+    ("b152_traffic_survives_an_outage_and_agents_that_die_in_it", traffic),
 ];
 
 /// Long enough for a second try and its pause.
@@ -112,4 +115,27 @@ fn takes_over(api: &mut Api) -> Result<()> {
     api.move_to("p2a")?;
     api.serves(MOVING, "p2a")?;
     api.plane.start_server(SECOND)
+}
+
+/// A transfer, 200 short connections a second and a UDP exchange, through a local and a remote backend, while both
+/// servers die, an agent dies without them, its successor waits for them, lists, and is restarted.
+fn traffic(api: &mut Api) -> Result<()> {
+    let agent = api.context.agent.clone();
+    let Api { context, plane, .. } = api;
+    let outage = |lab: &mut Lab| -> Result<()> {
+        for server in [FIRST, SECOND] {
+            plane.kill_server(server)?;
+        }
+        std::thread::sleep(WHILE);
+        lab.nodes[0].stop_agent(libc::SIGKILL)?;
+        std::thread::sleep(WHILE);
+        lab.nodes[0].spawn_agent(&agent)?;
+        std::thread::sleep(WHILE);
+        plane.start_server(FIRST)?;
+        lab.nodes[0].wait_healthy()?;
+        lab.nodes[0].stop_agent(libc::SIGTERM)?;
+        lab.nodes[0].start_agent(&agent)?;
+        plane.start_server(SECOND)
+    };
+    survive(context, LASTS, 0, outage).map(drop)
 }

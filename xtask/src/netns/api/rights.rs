@@ -61,13 +61,14 @@ fn missing_node(api: &mut Api) -> Result<()> {
     let name = std::mem::replace(&mut api.context.lab.nodes[0].name, "ghost".into());
     let done = ghost(api);
     api.context.lab.nodes[0].name = name;
-    api.begin(api.feed(&[SECOND]))?;
+    api.begin_empty(api.feed(&[SECOND]))?;
     api.healthy()?;
     done
 }
 
+/// On an emptied node: what is pinned belongs to the node of the other name, and would be refused.
 fn ghost(api: &mut Api) -> Result<()> {
-    api.begin(api.feed(&[SECOND]))?;
+    api.begin_empty(api.feed(&[SECOND]))?;
     api.status_says("Node ghost: does not exist")?;
     ensure!(
         api.context.lab.nodes[0].http("127.0.0.1:10256", "/healthz")?.status == 503,
