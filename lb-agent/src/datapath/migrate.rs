@@ -43,14 +43,17 @@ const KERNEL_WRITTEN: &[&str] = &[
     names::LB_FRAG4,
     names::LB_FRAG6,
     names::LB_SK_PEER,
+    names::LB_SK_CONN,
     names::LB_SK_UDP,
     names::LB_COUNTERS,
 ];
 
 /// Tables whose entries name backend ids with the generations of this one.
 const BY_GENERATION: &[(&str, &[&str])] = &[
-    (names::LB_GEN4, &[names::LB_AFF4, names::LB_CT4, names::LB_EM4, names::LB_SK_UDP, names::LB_SK_PEER]),
-    (names::LB_GEN6, &[names::LB_AFF6, names::LB_CT6, names::LB_EM6, names::LB_SK_UDP, names::LB_SK_PEER]),
+    (names::LB_GEN4, &[names::LB_AFF4, names::LB_CT4, names::LB_EM4]),
+    (names::LB_GEN6, &[names::LB_AFF6, names::LB_CT6, names::LB_EM6]),
+    (names::LB_GEN4, &[names::LB_SK_PEER, names::LB_SK_CONN, names::LB_SK_UDP]),
+    (names::LB_GEN6, &[names::LB_SK_PEER, names::LB_SK_CONN, names::LB_SK_UDP]),
 ];
 
 /// A set to take over from.

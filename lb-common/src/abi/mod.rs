@@ -16,9 +16,9 @@ pub mod ct;
 pub mod fragment;
 pub mod iface;
 pub mod layout;
+pub mod names;
 #[cfg(any(feature = "std", feature = "abi-next", test))]
 pub mod next;
-pub mod names;
 #[cfg(feature = "user")]
 pub mod pod;
 pub mod sock;
