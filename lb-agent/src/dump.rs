@@ -5,8 +5,8 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use lb_common::abi::{
-    BE_IN_CLUSTER, BE_IN_LOCAL, BE_LOCAL, IF_DETECT, IF_L3, IF_POD, NODE_HOST_NODEPORT, NODE_LOCAL, NODE_NODEPORT, SVC_ADDRESS,
-    SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL, SVC_MASQ_ALL, SVC_RANGES, SvcValue,
+    BE_IN_CLUSTER, BE_IN_LOCAL, BE_LOCAL, IF_DETECT, IF_L3, IF_POD, NODE_HOST_NODEPORT, NODE_LOCAL,
+    NODE_NODEPORT, SVC_ADDRESS, SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL, SVC_MASQ_ALL, SVC_RANGES, SvcValue,
 };
 
 use crate::desired::Desired;
@@ -24,7 +24,7 @@ const SVC: Names = &[
 ];
 const BACKEND: Names =
     &[(BE_LOCAL as u32, "here"), (BE_IN_CLUSTER as u32, "cluster"), (BE_IN_LOCAL as u32, "local")];
-const NODE: Names = 
+const NODE: Names =
     &[(NODE_LOCAL, "local"), (NODE_NODEPORT, "nodeport"), (NODE_HOST_NODEPORT, "nodeport-of-the-host")];
 const IFACE: Names = &[(IF_POD, "pod"), (IF_DETECT, "detect"), (IF_L3, "l3")];
 

@@ -51,8 +51,29 @@ macro_rules! raw {
 }
 
 raw!(
-    Addr4, Addr6, Backend4, Backend6, CtKey4, CtKey6, CtValue4, CtValue6, Iface, LbConfig, NextHop,
-    RangeKey4, RangeKey6, SkConnected, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6, SvcValue, u32, u64, [u8; 4], [u8; 16],
+    Addr4,
+    Addr6,
+    Backend4,
+    Backend6,
+    CtKey4,
+    CtKey6,
+    CtValue4,
+    CtValue6,
+    Iface,
+    LbConfig,
+    NextHop,
+    RangeKey4,
+    RangeKey6,
+    SkConnected,
+    SkUdpKey,
+    SkUdpValue,
+    SvcKey4,
+    SvcKey6,
+    SvcValue,
+    u32,
+    u64,
+    [u8; 4],
+    [u8; 16],
 );
 
 /// A longest-prefix key: the number of bits in host order, then the key.

@@ -31,7 +31,8 @@ pub fn moves(actual: &Desired, desired: &Desired) -> bool {
     let differs = |old: &BTreeMap<u32, u32>, new: &BTreeMap<u32, u32>| {
         old.iter().any(|(id, generation)| new.get(id) != Some(generation))
     };
-    differs(&actual.generations4, &desired.generations4) || differs(&actual.generations6, &desired.generations6)
+    differs(&actual.generations4, &desired.generations4)
+        || differs(&actual.generations6, &desired.generations6)
 }
 
 /// Whether a socket's backend is gone: its generation is another one now.

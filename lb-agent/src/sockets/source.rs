@@ -133,7 +133,10 @@ impl Sources {
 }
 
 /// Every entry of a table of addresses.
-fn read<const N: usize>(map: &RawMap, mut take: impl FnMut([u8; N], [u8; N]) -> Option<IpAddr>) -> io::Result<()> {
+fn read<const N: usize>(
+    map: &RawMap,
+    mut take: impl FnMut([u8; N], [u8; N]) -> Option<IpAddr>,
+) -> io::Result<()> {
     let mut key = map.next_key(None)?;
     while let Some(found) = key {
         let mut value = [0; N];
@@ -195,7 +198,9 @@ mod tests {
     fn b63_b99_only_frontends_that_ask_for_the_client_are_wanted() {
         let mut desired = Desired::default();
         let mut put = |last: u8, value: SvcValue| {
-            desired.services4.insert(SvcKey4 { addr: [10, 0, 0, last], port: [0, 80], proto: 6, _pad: 0 }, value);
+            desired
+                .services4
+                .insert(SvcKey4 { addr: [10, 0, 0, last], port: [0, 80], proto: 6, _pad: 0 }, value);
             let mut addr = [0; 16];
             addr[15] = last;
             desired.services6.insert(SvcKey6 { addr, port: [0, 80], proto: 6, _pad: 0 }, value);

@@ -7,14 +7,16 @@ mod scale;
 use std::sync::Arc;
 
 use lb_common::abi::{
-    BE_IN_CLUSTER, BE_IN_LOCAL, BE_LOCAL, NODE_NODEPORT, ROLE_BACKEND, ROLE_FRONTEND, SVC_ADDRESS, SVC_EXTERNAL,
-    SVC_HAS_ANY, SVC_LOCAL, SVC_MASQ_ALL, SVC_RANGES, SvcKey4, SvcValue,
+    BE_IN_CLUSTER, BE_IN_LOCAL, BE_LOCAL, NODE_NODEPORT, ROLE_BACKEND, ROLE_FRONTEND, SVC_ADDRESS,
+    SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL, SVC_MASQ_ALL, SVC_RANGES, SvcKey4, SvcValue,
 };
 
 use crate::desired::Desired;
 use crate::fixture::{World, cidr, edge, endpoint, ip, node, port, service, settings, slice};
 use crate::model::settings::{Limits, Settings};
-use crate::model::{EndpointSpec, Ignored, Key, NodeSpec, Object, ObjectName, Policy, Protocol, ServiceKind, ServiceSpec};
+use crate::model::{
+    EndpointSpec, Ignored, Key, NodeSpec, Object, ObjectName, Policy, Protocol, ServiceKind, ServiceSpec,
+};
 
 fn key(address: [u8; 4], port: u16) -> SvcKey4 {
     SvcKey4 { addr: address, port: port.to_be_bytes(), proto: 6, _pad: 0 }
@@ -161,10 +163,8 @@ fn b35_b88_node_ports_are_told_from_addresses_and_have_one_entry() {
 
 #[test]
 fn b56_b60_a_new_zone_label_chooses_endpoints_anew() {
-    let hinted = |address: &str, zone: &str| EndpointSpec {
-        zones: vec![zone.to_owned()],
-        ..endpoint(address, "elm")
-    };
+    let hinted =
+        |address: &str, zone: &str| EndpointSpec { zones: vec![zone.to_owned()], ..endpoint(address, "elm") };
     let mut world = World::new();
     world.service(edge());
     world.slice(slice("s", "edge", &[hinted("10.77.2.5", "east"), hinted("10.77.2.6", "west")]));
