@@ -88,7 +88,10 @@ pub fn fs_type(path: &Path) -> io::Result<i64> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: statfs() returned 0, so it has filled the structure.
-    Ok(unsafe { stat.assume_init() }.f_type)
+    let kind = unsafe { stat.assume_init() }.f_type;
+    // signed with glibc, unsigned with musl
+    #[allow(clippy::unnecessary_cast, reason = "the type is the C library's")]
+    Ok(kind as i64)
 }
 
 /// Mounts a BPF file system.

@@ -30,8 +30,9 @@ pub(super) fn build(folder: &Path) -> Result<()> {
         let built = work.join("bin");
         fs::create_dir_all(&built)?;
         for (package, name) in [(APISERVER, "kube-apiserver"), (ETCD_SERVER, "etcd")] {
+            // the flags that cluster/build.sh has, so that the two share what Go keeps of either
             let mut build = go(&work);
-            build.args(["build", "-trimpath", "-ldflags", &stamp, "-o"]).arg(built.join(name)).arg(package);
+            build.args(["build", "-ldflags", &stamp, "-o"]).arg(built.join(name)).arg(package);
             run(&mut build)?;
         }
         fs::rename(&built, folder).with_context(|| folder.display().to_string())
