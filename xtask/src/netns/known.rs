@@ -4,13 +4,11 @@
 /// Why a failure of this case is no news; `kind` as it is printed.
 pub(super) fn reason(kind: &str, case: &str) -> Option<&'static str> {
     Some(match (kind, case) {
-        ("Friendly", "pins_removed_under_an_agent_are_put_back" | "b156_traffic_survives_a_restart") => {
+        ("Friendly", case)
+            if case == "pins_removed_under_an_agent_are_put_back" || case.starts_with("b156_") =>
+        {
             "about one connection of 7,000 to a NodePort timed out behind the other cases; none in a fresh cluster"
         }
-        (
-            "Friendly",
-            "b156_traffic_survives_upgrades_that_are_killed" | "cleanup_leaves_nothing_in_the_kernel",
-        ) => "the agent was not there after a kill between two stages; passed when it was run by itself",
         (_, "b154_an_uplink_becomes_a_bridge_port_under_traffic") => {
             "connections that begin while the node has no address may time out"
         }
