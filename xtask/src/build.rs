@@ -116,7 +116,7 @@ pub(crate) fn agent_or(named: Option<PathBuf>) -> Result<PathBuf> {
 fn flags(sysroot: &Path) -> String {
     let mut flags = vec![
         format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
-        "-Cdebuginfo=2".into(),    // BTF is made of it
+        "-Cdebuginfo=2".into(),   // BTF is made of it
         "-Ctarget-cpu=v3".into(), // `generic` refuses atomics that return a value, v4 needs Linux 6.6
         "-Clink-arg=--btf".into(),
     ];
