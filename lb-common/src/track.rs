@@ -278,19 +278,23 @@ fn refuse<F: Family>(env: &mut impl Env<F>, why: Counter) -> Claim {
 /// port.
 #[inline(always)]
 pub fn claim<F: Family>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> Claim {
-    work.tries = 0;
-    while work.tries < PORT_TRIES {
+    let mut claimed = false;
+    // the verifier needs a counter in a register to see the end of this
+    for tries in 0..PORT_TRIES {
+        work.tries = tries;
         match env.reserve(work, Table::Young, Role::DnatReply) {
-            Reserve::Done => break,
+            Reserve::Done => {
+                claimed = true;
+                break;
+            }
             Reserve::Taken => {
                 work.flow.flags |= CT_MOVED;
-                work.flow.moved_port = pick_port(config, env.random(), work.flow.last_tick, work.tries);
-                work.tries += 1;
+                work.flow.moved_port = pick_port(config, env.random(), work.flow.last_tick, tries);
             }
             Reserve::Full => return refuse(env, Counter::DropTableFull),
         }
     }
-    if work.tries >= PORT_TRIES {
+    if !claimed {
         return refuse(env, Counter::DropSnatExhausted);
     }
     if work.flow.flags & CT_MOVED != 0 {
@@ -428,23 +432,26 @@ pub fn claim_snat<F: Family>(
         return refuse(env, Counter::DropNoSnatAddress);
     }
     work.flow.flags |= CT_MASQ;
-    work.tries = 0;
     if work.flow.snat_port == [0; 2] {
-        work.flow.snat_port = pick_port(config, env.random(), work.flow.last_tick, work.tries);
+        work.flow.snat_port = pick_port(config, env.random(), work.flow.last_tick, 0);
         work.flow.snat = snat;
     }
-    while work.tries < PORT_TRIES {
+    let mut claimed = false;
+    for tries in 0..PORT_TRIES {
+        work.tries = tries;
         match env.reserve(work, table, Role::SnatReply) {
-            Reserve::Done => break,
+            Reserve::Done => {
+                claimed = true;
+                break;
+            }
             Reserve::Taken => {
-                work.flow.snat_port = pick_port(config, env.random(), work.flow.last_tick, work.tries);
+                work.flow.snat_port = pick_port(config, env.random(), work.flow.last_tick, tries);
                 work.flow.snat = snat;
-                work.tries += 1;
             }
             Reserve::Full => return refuse(env, Counter::DropTableFull),
         }
     }
-    if work.tries >= PORT_TRIES {
+    if !claimed {
         return refuse(env, Counter::DropSnatExhausted);
     }
     env.mark_pair(work);
