@@ -23,7 +23,7 @@ pub(crate) const HOSTS: [[&str; 2]; 2] =
 /// Port of every API server.
 pub(crate) const PORT: u16 = 6443;
 /// How long a server may take to be ready.
-const READY_LIMIT: Duration = Duration::from_secs(120);
+const READY_LIMIT: Duration = Duration::from_secs(300);
 const ETCD: &str = "http://192.0.2.201:2379";
 /// Every request of the agent's account leaves a line, and nobody else's.
 const AUDIT_POLICY: &str = r#"apiVersion: audit.k8s.io/v1
@@ -325,7 +325,7 @@ impl ControlPlane {
             "curl",
             "-sS",
             "--max-time",
-            "20",
+            "60",
             "-w",
             "\n%{http_code}",
             "--resolve",

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{Api, Case, FIRST, LATE, SECOND, SLOW, service};
+use super::{Api, Case, FIRST, LATE, SECOND, SLOW, address, service};
 use crate::lab::manifests::Service;
 
 pub(super) const CASES: &[Case] = &[
@@ -99,7 +99,8 @@ fn health_check(api: &mut Api) -> Result<()> {
     });
     // the port is free again: the listener comes by itself
     let done = told.and_then(|event| {
-        ensure!(event["note"].as_str().is_some_and(|n| n.contains("in use")), "the event has no cause: {event}");
+        let note = event["note"].as_str().unwrap_or_default();
+        ensure!(note.contains("in use"), "the event has no cause: {event}");
         api.begin(api.feed(&[SECOND]))?;
         api.healthy()?;
         answers(api, 200)?;
@@ -116,8 +117,10 @@ fn health_check(api: &mut Api) -> Result<()> {
 /// Waits until the health check node port answers with this status; 0 = nobody listens.
 fn answers(api: &mut Api, status: u16) -> Result<()> {
     let begin = Instant::now();
+    // as NodePorts, on the node's primary addresses (B118)
+    let to = address(&api.context.lab.nodes[0].addresses[0], TAKEN).to_string();
     loop {
-        let answer = api.context.lab.nodes[0].http(&format!("127.0.0.1:{TAKEN}"), "/")?;
+        let answer = api.context.lab.nodes[0].http(&to, "/")?;
         if answer.status == status && (status != 0 || answer.error.as_deref() == Some("ConnectionRefused")) {
             return Ok(());
         }

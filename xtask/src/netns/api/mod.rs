@@ -34,8 +34,9 @@ type Case = (&'static str, fn(&mut Api) -> Result<()>);
 const FIRST: usize = 0;
 const SECOND: usize = 1;
 
-/// How long a change may take from the API to the packets when an API server has just come or gone.
-const SLOW: Duration = Duration::from_secs(45);
+/// How long a change may take from the API to the packets when an API server has just come or gone, also where the
+/// tests share two cores with a build.
+const SLOW: Duration = Duration::from_secs(120);
 
 /// Nothing is kept.
 const NO_STATE: &str = "";
