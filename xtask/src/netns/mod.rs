@@ -8,6 +8,7 @@ mod access;
 pub(crate) mod api;
 mod bridge;
 mod counters;
+mod detect;
 mod errors;
 mod fragments;
 mod host;
@@ -19,10 +20,12 @@ mod lifecycle;
 mod neighbours;
 mod nested;
 mod pins;
+mod ranges;
 mod rejects;
 mod sockets;
 mod traffic;
 mod tuples;
+mod unserved;
 mod upgrade;
 mod uplinks;
 
@@ -144,6 +147,8 @@ fn cases(kind: Kind) -> Vec<Case> {
     }
     list.extend(errors::CASES);
     list.extend(rejects::CASES);
+    list.extend(unserved::CASES);
+    list.extend(ranges::CASES);
     list.extend(hostile::CASES);
     list.extend(uplinks::CASES);
     list.extend(nested::CASES);
@@ -151,6 +156,7 @@ fn cases(kind: Kind) -> Vec<Case> {
         list.extend(neighbours::CASES);
         list.extend(sockets::FRIENDLY);
         list.extend(lifecycle::CASES);
+        list.extend(detect::CASES);
         list.extend(leftovers::CASES);
         list.extend(interfaces::CASES);
         list.extend(traffic::CASES);
@@ -250,6 +256,22 @@ impl Context {
         }
         for answer in self.reach(side, &Ask::Udp { to: udp, connected: false, mapped: false }, pods)? {
             ensure!(answer.from == Some(udp), "recvfrom() says {:?} for UDP {udp}", answer.from);
+        }
+        Ok(())
+    }
+
+    /// TCP and UDP are refused before a connect() would time out.
+    fn refused(&mut self, side: Side, tcp: SocketAddr, udp: SocketAddr) -> Result<()> {
+        for ask in [
+            Ask::Http { to: tcp, path: "/".into(), mapped: false },
+            Ask::Udp { to: udp, connected: true, mapped: false },
+        ] {
+            let answer = self.ask(side, &ask)?;
+            let refused = answer.error.as_deref() == Some("ConnectionRefused");
+            ensure!(
+                refused && answer.millis < 3000,
+                "{side:?} {ask:?}: {answer:?}, wanted ConnectionRefused"
+            );
         }
         Ok(())
     }
