@@ -235,8 +235,10 @@ impl ControlPlane {
         let made = self.request(server, "POST", collection, JSON, &item.body);
         match made {
             Ok(_) => {}
-            Err(error) if error.to_string().contains(": 409 ") => {
-                self.request(server, "PATCH", &item.path, MERGE, &item.body)?;
+            // 422: its own ClusterIPs are taken
+            Err(error) if [": 409 ", ": 422 "].iter().any(|code| error.to_string().contains(code)) => {
+                let changed = self.request(server, "PATCH", &item.path, MERGE, &item.body);
+                changed.map_err(|second| second.context(error))?;
             }
             Err(error) => return Err(error),
         }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -253,6 +253,24 @@ impl Node {
         janitor::ended(child.id());
         ensure!(obeyed, "the agent of {} did not end by signal {signal} in {STOP_LIMIT:?}", self.name);
         Ok(())
+    }
+
+    /// Waits for an agent that ends by itself.
+    ///
+    /// # Errors
+    /// When no agent runs, or it does not end in time.
+    pub(crate) fn wait_ended(&mut self) -> Result<ExitStatus> {
+        let child = self.agent.as_mut().context("no agent runs")?;
+        let begin = Instant::now();
+        let status = loop {
+            match child.try_wait()? {
+                Some(status) => break status,
+                None if begin.elapsed() > STOP_LIMIT => bail!("the agent of {} does not end", self.name),
+                None => std::thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        janitor::ended(self.agent.take().map_or(0, |child| child.id()));
+        Ok(status)
     }
 
     /// Runs a subcommand of the agent in the node (`status`, `cleanup --kube-proxy`) and returns what it printed.

@@ -9,6 +9,7 @@ pub(crate) mod api;
 mod bridge;
 mod counters;
 mod detect;
+mod duties;
 mod errors;
 mod fragments;
 mod host;
@@ -157,6 +158,7 @@ fn cases(kind: Kind) -> Vec<Case> {
         list.extend(sockets::FRIENDLY);
         list.extend(lifecycle::CASES);
         list.extend(detect::CASES);
+        list.extend(duties::CASES);
         list.extend(leftovers::CASES);
         list.extend(interfaces::CASES);
         list.extend(traffic::CASES);

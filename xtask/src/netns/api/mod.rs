@@ -4,6 +4,7 @@
 
 mod bootstrap;
 mod events;
+mod labels;
 mod outage;
 mod rights;
 
@@ -51,8 +52,13 @@ const CASES: &[Case] = &[
 /// # Errors
 /// When the cluster can't be built; failures of cases are counted.
 pub(crate) fn run(agent: &Path, binaries: &Path, only: Option<&str>) -> Result<(usize, usize)> {
-    let all =
-        CASES.iter().chain(events::CASES).chain(outage::CASES).chain(bootstrap::CASES).chain(rights::CASES);
+    let all = CASES
+        .iter()
+        .chain(labels::CASES)
+        .chain(events::CASES)
+        .chain(outage::CASES)
+        .chain(bootstrap::CASES)
+        .chain(rights::CASES);
     let cases: Vec<&Case> = all.filter(|case| only.is_none_or(|part| case.0.contains(part))).collect();
     let mut api = Api::build(agent, binaries)?;
     let (mut passed, mut failed) = (0, 0);
