@@ -6,10 +6,10 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{ETCD, KUBERNETES};
-use crate::run::{on_path, output, shown, step};
+use crate::run::{on_path, shown, step};
 
 /// Go that the modules ask for.
 pub(super) const GO: &str = "1.26";
@@ -28,7 +28,10 @@ pub(super) fn go() -> Option<PathBuf> {
 /// # Errors
 /// When Go fails; its last words are in the message.
 pub(super) fn build(go: &Path, folder: &Path) -> Result<()> {
-    let work = folder.with_extension("build");
+    // beside it, so that a rename does the rest
+    let mut work = folder.as_os_str().to_owned();
+    work.push(".build");
+    let work = PathBuf::from(work);
     fs::create_dir_all(&work).with_context(|| work.display().to_string())?;
     let tool = Tool { go, work: &work };
     step(&format!("Go modules of kube-apiserver {KUBERNETES} and etcd {ETCD} (once)"), || {
@@ -88,8 +91,14 @@ fn told(command: &mut Command) -> Result<()> {
 fn staging(tool: &Tool<'_>) -> Result<Vec<String>> {
     let module = format!("k8s.io/kubernetes@v{KUBERNETES}");
     let mut download = tool.command();
-    let told = output(download.current_dir("/").args(["mod", "download", "-json", &module]))?;
-    let told: serde_json::Value = serde_json::from_str(&told)?;
+    download.current_dir("/").args(["mod", "download", "-json", &module]);
+    let done = download.stdin(Stdio::null()).output().context("starting go")?;
+    // it tells of its failures in the JSON
+    let told: serde_json::Value = serde_json::from_slice(&done.stdout)
+        .with_context(|| format!("{}: {}", shown(&download), String::from_utf8_lossy(&done.stderr).trim()))?;
+    if let Some(error) = told["Error"].as_str() {
+        bail!("{}: {error}", shown(&download));
+    }
     let file = told["GoMod"].as_str().context("go mod download names no GoMod")?;
     let text = fs::read_to_string(file)?;
     let replaced = text.lines().filter_map(|line| line.trim().split_once(" => ./staging/"));

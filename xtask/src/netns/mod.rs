@@ -145,11 +145,10 @@ fn cases(kind: Kind) -> Vec<Case> {
     if kind != Kind::Overlay {
         list.extend(sockets::DIRECT);
         list.extend(bridge::CASES);
+        list.extend(unserved::CASES);
     }
     list.extend(errors::CASES);
     list.extend(rejects::CASES);
-    list.extend(unserved::CASES);
-    list.extend(ranges::CASES);
     list.extend(hostile::CASES);
     list.extend(uplinks::CASES);
     list.extend(nested::CASES);
@@ -157,6 +156,7 @@ fn cases(kind: Kind) -> Vec<Case> {
         list.extend(neighbours::CASES);
         list.extend(sockets::FRIENDLY);
         list.extend(lifecycle::CASES);
+        list.extend(ranges::CASES);
         list.extend(detect::CASES);
         list.extend(duties::CASES);
         list.extend(leftovers::CASES);

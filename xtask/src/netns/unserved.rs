@@ -148,7 +148,8 @@ fn limited(context: &mut Context) -> Result<()> {
     // without that limit none is swallowed
     for vip in vips(EMPTY) {
         for _ in 0..20 {
-            context.refused(Side::Pod("p1b"), vip, vip)?;
+            let answer = context.udp(Side::Pod("p1b"), vip, true)?;
+            ensure!(answer.error.as_deref() == Some("ConnectionRefused"), "{vip}: {answer:?}");
         }
     }
     Ok(())
