@@ -12,20 +12,11 @@ pub(super) fn reason(kind: &str, case: &str) -> Option<&'static str> {
         (_, "b154_an_uplink_becomes_a_bridge_port_under_traffic") => {
             "connections that begin while the node has no address may time out"
         }
-        (_, "no_martians_and_no_wrong_checksums" | "nothing_is_invalid_for_conntrack") => {
+        (_, "no_martian_no_wrong_checksum_nothing_invalid") => {
             "packets under way while a case changes routes; not yet told from martians of our own making"
         }
         (_, "a_hosts_own_datagram_from_a_node_port_gets_its_answer") => {
             "a client's datagram to that NodePort got no answer; not understood"
-        }
-        ("Overlay", "path_mtu_and_ttl_errors_reach_the_right_socket") => {
-            "the client did not learn the overlay's MTU from a request that was too big"
-        }
-        ("Overlay", "pods_of_the_other_node_behind_an_l3_device") => {
-            "the test's way back to the overlay's routes"
-        }
-        ("Overlay", "replies_leave_by_the_uplink_of_their_source" | "i4_a_cluster_inside_a_pod") => {
-            "follows a case that left the overlay without its routes; not seen passing there"
         }
         _ => return None,
     })

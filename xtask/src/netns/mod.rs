@@ -1,7 +1,7 @@
 //! Tests with real sockets: clusters of network namespaces with real agents, on a friendly and on hostile nodes.
 //!
-//! A case is a function with a name. All cases of a cluster share it and run in order; a failed one does not stop the
-//! others. Every cluster begins with direct traffic before any agent runs, and a hostile one ends with the kernel's
+//! A case is a function with a name. All cases of a cluster share it and run in order; a failed one is tried a second
+//! time, is told with what was counted meanwhile, and does not stop the others. Every cluster begins with direct traffic before any agent runs, and a hostile one ends with the kernel's
 //! counters of martians, INVALID packets and wrong checksums, all of which must be 0.
 
 mod access;
@@ -45,8 +45,8 @@ use crate::run::step;
 struct Context {
     lab: Lab,
     agent: PathBuf,
-    /// [`counters::martians`] when the cluster began.
-    martians: Vec<(String, u64)>,
+    /// What must not rise and did, with the case in which it did.
+    noticed: Vec<String>,
 }
 
 type Case = (&'static str, fn(&mut Context) -> Result<()>);
@@ -174,36 +174,57 @@ fn cases(kind: Kind) -> Vec<Case> {
 fn cluster(kind: Kind, agent: &Path, cases: &[Case]) -> Result<(usize, usize, usize)> {
     let lab =
         step(&format!("{kind:?} cluster: two nodes, four pods, a client"), || Lab::new("lbtest", kind))?;
-    let mut context = Context { lab, agent: agent.into(), martians: counters::martians()? };
+    let mut context = Context { lab, agent: agent.into(), noticed: Vec::new() };
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-    let mut note = |name: &str, begin: Instant, result: Result<()>| match result {
+    let mut note = |name: &str, begin: Instant, result: Result<()>, rose: &[String]| match result {
         Ok(()) => {
             passed += 1;
             println!("  PASS  {kind:?} {name} ({} ms)", begin.elapsed().as_millis());
         }
-        Err(error) => match known::reason(&format!("{kind:?}"), name) {
-            Some(reason) => {
-                skipped += 1;
-                println!("  SKIP  {kind:?} {name} fails, as known ({reason}): {error:#}");
+        Err(error) => {
+            match known::reason(&format!("{kind:?}"), name) {
+                Some(reason) => {
+                    skipped += 1;
+                    println!("  SKIP  {kind:?} {name} fails, as known ({reason}): {error:#}");
+                }
+                None => {
+                    failed += 1;
+                    println!("  FAIL  {kind:?} {name}: {error:#}");
+                }
             }
-            None => {
-                failed += 1;
-                println!("  FAIL  {kind:?} {name}: {error:#}");
-            }
-        },
+            println!("        counted meanwhile: {}", rose.join("; "));
+        }
     };
-    note("direct_traffic_before_any_agent", Instant::now(), neighbours::direct_traffic(&mut context));
+    let begin = Instant::now();
+    let direct = neighbours::direct_traffic(&mut context);
+    note("direct_traffic_before_any_agent", begin, direct, &[]);
     for (service, pods) in services() {
         context.lab.service(&service, pods)?;
     }
     let begin = Instant::now();
     let started = context.lab.start_agents(agent);
     let up = started.is_ok();
-    note("agents_are_healthy", begin, started);
+    note("agents_are_healthy", begin, started, &[]);
+    let mut again = 0;
+    let mut before = counters::read(&mut context.lab)?;
     for (name, case) in cases {
         let begin = Instant::now();
-        let result = if up { case(&mut context) } else { Err(anyhow::anyhow!("no agent is healthy")) };
-        note(name, begin, result);
+        let mut result = if up { case(&mut context) } else { Err(anyhow::anyhow!("no agent is healthy")) };
+        if let (true, Err(first)) = (up, &result) {
+            again += 1;
+            let rose = counters::rise(&before, &counters::read(&mut context.lab)?);
+            println!("  AGAIN {kind:?} {name}: {first:#}\n        counted meanwhile: {}", rose.join("; "));
+            result = case(&mut context);
+        }
+        let now = counters::read(&mut context.lab)?;
+        let rose = counters::rise(&before, &now);
+        note(name, begin, result, &rose);
+        let bad = rose.iter().filter(|risen| counters::is_bad(risen));
+        context.noticed.extend(bad.map(|risen| format!("{risen} ({name})")));
+        before = now;
+    }
+    if again > 0 {
+        println!("    {kind:?}: {again} cases were tried a second time");
     }
     if failed > 0 {
         janitor::keep_folders();

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 
-use super::{Context, LATE, MOVING, Side, WEB, address, counters, node_port, service, services, vips};
+use super::{Context, LATE, MOVING, Side, WEB, address, node_port, service, services, vips};
 use crate::kube::plane::ControlPlane;
 use crate::lab::node::ApiFeed;
 use crate::lab::worker::Ask;
@@ -86,7 +86,7 @@ pub(crate) fn run(agent: &Path, binaries: &Path, only: Option<&str>) -> Result<(
 impl Api {
     fn build(agent: &Path, binaries: &Path) -> Result<Self> {
         let lab = run::step("two nodes, four pods, a client", || Lab::new("lbtest", Kind::Friendly))?;
-        let context = Context { lab, agent: agent.into(), martians: counters::martians()? };
+        let context = Context { lab, agent: agent.into(), noticed: Vec::new() };
         let plane = run::step("etcd and two API servers", || ControlPlane::start(&context.lab, binaries))?;
         plane.apply(FIRST, &fs::read_to_string(paths::root().join("deploy/base/rbac.yaml"))?)?;
         let account = plane.account(FIRST, "lb-agent")?;
