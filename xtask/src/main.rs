@@ -185,10 +185,16 @@ fn dispatch(command: Command) -> Result<bool> {
         Command::Api { case, agent } => {
             packages::need(packages::LAB)?;
             packages::need(packages::CONTROL_PLANE)?;
-            let binaries = kube::binaries()?.map_err(anyhow::Error::msg)?;
-            let (passed, failed) = netns::api::run(&build::agent_or(agent)?, &binaries, case.as_deref())?;
-            println!("{passed} passed, {failed} failed, 0 skipped");
-            return Ok(failed == 0);
+            let tally = match kube::binaries()? {
+                Err(reason) => test::skip(&reason),
+                Ok(binaries) => {
+                    let (passed, failed) =
+                        netns::api::run(&build::agent_or(agent)?, &binaries, case.as_deref())?;
+                    test::Tally { passed, failed, skipped: 0 }
+                }
+            };
+            println!("{tally}");
+            return Ok(tally.failed == 0);
         }
         Command::Serve { pod, node, address, port } => lab::servers::serve(&pod, &node, address, port),
         Command::Worker => lab::worker::serve(),

@@ -8,6 +8,8 @@ mod access;
 pub(crate) mod api;
 mod bridge;
 mod counters;
+mod detect;
+mod duties;
 mod errors;
 mod fragments;
 mod host;
@@ -18,10 +20,12 @@ mod lifecycle;
 mod neighbours;
 mod nested;
 mod pins;
+mod ranges;
 mod rejects;
 mod sockets;
 mod traffic;
 mod tuples;
+mod unserved;
 mod upgrade;
 mod uplinks;
 
@@ -138,6 +142,7 @@ fn cases(kind: Kind) -> Vec<Case> {
     if kind != Kind::Overlay {
         list.extend(sockets::DIRECT);
         list.extend(bridge::CASES);
+        list.extend(unserved::CASES);
     }
     list.extend(errors::CASES);
     list.extend(rejects::CASES);
@@ -148,6 +153,9 @@ fn cases(kind: Kind) -> Vec<Case> {
         list.extend(neighbours::CASES);
         list.extend(sockets::FRIENDLY);
         list.extend(lifecycle::CASES);
+        list.extend(ranges::CASES);
+        list.extend(detect::CASES);
+        list.extend(duties::CASES);
         list.extend(leftovers::CASES);
         list.extend(interfaces::CASES);
         list.extend(traffic::CASES);
@@ -260,6 +268,22 @@ impl Context {
         }
         for answer in self.reach(side, &Ask::Udp { to: udp, connected: false, mapped: false }, pods)? {
             ensure!(answer.from == Some(udp), "recvfrom() says {:?} for UDP {udp}", answer.from);
+        }
+        Ok(())
+    }
+
+    /// TCP and UDP are refused before a connect() would time out.
+    fn refused(&mut self, side: Side, tcp: SocketAddr, udp: SocketAddr) -> Result<()> {
+        for ask in [
+            Ask::Http { to: tcp, path: "/".into(), mapped: false },
+            Ask::Udp { to: udp, connected: true, mapped: false },
+        ] {
+            let answer = self.ask(side, &ask)?;
+            let refused = answer.error.as_deref() == Some("ConnectionRefused");
+            ensure!(
+                refused && answer.millis < 3000,
+                "{side:?} {ask:?}: {answer:?}, wanted ConnectionRefused"
+            );
         }
         Ok(())
     }

@@ -107,7 +107,7 @@ pub(crate) fn skip(reason: &str) -> Tally {
 impl Level {
     /// It was seen passing as a whole; the others run when they are named.
     fn is_settled(self) -> bool {
-        !matches!(self, Self::Api | Self::ConformanceApi | Self::Cluster)
+        !matches!(self, Self::Cluster)
     }
 
     fn run(self) -> Result<Tally> {
