@@ -138,6 +138,8 @@ enum Command {
 enum Bench {
     /// Pod to pod without any Service, with and without the agent
     Direct,
+    /// From an agent's start to the first served packet, and its memory, with 10 and with 10,000 Services
+    Start,
 }
 
 fn main() -> ExitCode {
@@ -168,6 +170,7 @@ fn dispatch(command: Command) -> Result<bool> {
         }
         Command::Image { tag, output, libc, agent } => image::run(&tag, &output, libc, agent),
         Command::Bench { what: Bench::Direct, agent } => bench::direct(&build::agent_or(agent)?),
+        Command::Bench { what: Bench::Start, agent } => bench::start::run(&build::agent_or(agent)?),
         Command::Netns { case, agent } => {
             packages::need(packages::LAB)?;
             let (passed, failed) = netns::run(&build::agent_or(agent)?, case.as_deref())?;

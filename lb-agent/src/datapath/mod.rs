@@ -274,6 +274,18 @@ impl Datapath {
     }
 
     fn replace(&mut self, net: &NodeNet, set: &BTreeMap<u32, Attachment>) -> AttachReport {
+        let refused = set.values().any(|a| a.l3).then(|| load::need_l3(&mut self.ebpf)).transpose();
+        let mut report = self.replace_with_loaded(net, set);
+        if let Err(error) = refused {
+            let source = io::Error::other(error);
+            let interface = "devices without a link-layer header".to_owned();
+            report.errors.push(AttachError { interface, what: "loading their programs", source });
+        }
+        report
+    }
+
+    /// An interface whose program is not loaded is an error in the report, and stops no other.
+    fn replace_with_loaded(&mut self, net: &NodeNet, set: &BTreeMap<u32, Attachment>) -> AttachReport {
         if !self.tcx {
             let mut report = attach::attach_filters(&mut self.ebpf, net, set, &mut self.filters);
             // Links of an agent that had TCX: after the filters, so that no packet meets neither.

@@ -197,11 +197,24 @@ impl Node {
         Ok(())
     }
 
+    /// Number of the agent's process.
+    pub(crate) fn agent_id(&self) -> Option<u32> {
+        self.agent.as_ref().map(Child::id)
+    }
+
     /// Waits until `/healthz` is 200.
     ///
     /// # Errors
     /// As [`Node::start_agent`].
     pub(crate) fn wait_healthy(&mut self) -> Result<()> {
+        self.wait_healthy_for(START_LIMIT)
+    }
+
+    /// As [`Node::wait_healthy`], for so long.
+    ///
+    /// # Errors
+    /// As [`Node::start_agent`].
+    pub(crate) fn wait_healthy_for(&mut self, limit: Duration) -> Result<()> {
         let begin = Instant::now();
         loop {
             if self.http("127.0.0.1:10256", "/healthz")?.status == 200 {
@@ -213,9 +226,9 @@ impl Node {
                 janitor::ended(self.agent.take().map_or(0, |child| child.id()));
                 bail!("the agent of {} ended with {status}; its log ends:\n{}", self.name, self.log_end());
             }
-            if begin.elapsed() > START_LIMIT {
+            if begin.elapsed() > limit {
                 bail!(
-                    "the agent of {} isn't healthy after {START_LIMIT:?}; its log ends:\n{}",
+                    "the agent of {} isn't healthy after {limit:?}; its log ends:\n{}",
                     self.name,
                     self.log_end()
                 );
