@@ -173,8 +173,8 @@ fn dispatch(command: Command) -> Result<bool> {
         Command::Bench { what: Bench::Start, agent } => bench::start::run(&build::agent_or(agent)?),
         Command::Netns { case, agent } => {
             packages::need(packages::LAB)?;
-            let (passed, failed, skipped) = netns::run(&build::agent_or(agent)?, case.as_deref())?;
-            println!("{passed} passed, {failed} failed, {skipped} skipped");
+            let (passed, failed) = netns::run(&build::agent_or(agent)?, case.as_deref())?;
+            println!("{passed} passed, {failed} failed");
             return Ok(failed == 0);
         }
         Command::Conformance { variant, only } => {
@@ -188,10 +188,16 @@ fn dispatch(command: Command) -> Result<bool> {
         Command::Api { case, agent } => {
             packages::need(packages::LAB)?;
             packages::need(packages::CONTROL_PLANE)?;
-            let binaries = kube::binaries()?.map_err(anyhow::Error::msg)?;
-            let (passed, failed) = netns::api::run(&build::agent_or(agent)?, &binaries, case.as_deref())?;
-            println!("{passed} passed, {failed} failed, 0 skipped");
-            return Ok(failed == 0);
+            let tally = match kube::binaries()? {
+                Err(reason) => test::skip(&reason),
+                Ok(binaries) => {
+                    let (passed, failed) =
+                        netns::api::run(&build::agent_or(agent)?, &binaries, case.as_deref())?;
+                    test::Tally { passed, failed, skipped: 0 }
+                }
+            };
+            println!("{tally}");
+            return Ok(tally.failed == 0);
         }
         Command::Serve { pod, node, address, port } => lab::servers::serve(&pod, &node, address, port),
         Command::Worker => lab::worker::serve(),
