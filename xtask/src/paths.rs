@@ -39,8 +39,7 @@ pub(crate) fn tools() -> PathBuf {
     target().join("tools")
 }
 
-/// Flags that keep this machine's paths out of what rustc makes, given the compiler's home: the same sources give the
-/// same bytes wherever they, cargo's packages and the compiler are.
+/// Flags that keep this machine's paths (the checkout, cargo's packages, the compiler's home) out of what rustc makes.
 pub(crate) fn remapped(sysroot: &Path) -> Vec<String> {
     let cargo_home = std::env::var_os("CARGO_HOME").map_or_else(
         || std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default().join(".cargo"),

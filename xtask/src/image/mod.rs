@@ -6,9 +6,11 @@
 //! <output>.licenses.txt        the licence texts of all of it
 //! ```
 //!
-//! The two texts are in the image as well, below `/usr/share/doc/lb-agent`. The same commit gives the same bytes:
-//! entries are sorted, owned by root and dated by the commit (`SOURCE_DATE_EPOCH` wins), and the binary names no path
-//! of the machine that built it.
+//! The two texts are in the image as well, below `/usr/share/doc/lb-agent`. The same commit, built with the same
+//! compilers in a folder of the same path, gives the same bytes: entries are sorted, owned by root and dated by the
+//! commit (`SOURCE_DATE_EPOCH` wins). The binary names no path of the machine that built it, but the kernel programs
+//! still depend on the checkout's: cargo hashes the path of lb-common, which is outside of lb-ebpf's workspace, into
+//! symbol names, and the order of functions follows them.
 
 mod binary;
 mod components;
