@@ -103,7 +103,7 @@ enum Command {
     },
     /// Runs the conformance kit alone, fed by manifests, in all its variants or one
     Conformance {
-        /// default, hostile, exact-masquerade, socket-lb-all
+        /// default, hostile, exact-masquerade, socket-lb-all, xdp
         variant: Option<String>,
         /// Ids of cases, with commas
         #[arg(long)]

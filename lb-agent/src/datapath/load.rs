@@ -127,6 +127,7 @@ impl Object {
             let loaded = match program {
                 Program::SchedClassifier(program) => program.load(),
                 Program::CgroupSockAddr(program) => program.load(),
+                Program::Xdp(program) => program.load(),
                 _ => return Err(DatapathError::Missing { what: "program of the right type", name }),
             };
             loaded.map_err(|source| DatapathError::Verifier { program: name, source: Box::new(source) })?;

@@ -21,6 +21,7 @@ mod probe;
 mod reserved;
 mod sets;
 pub mod sizes;
+mod xdp;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -206,6 +207,7 @@ impl Datapath {
             return report;
         }
         report.merge(self.replace(net, set));
+        report.merge(xdp::attach(&self.ebpf, &self.pins, set));
         if let Some(migration) = &mut self.migration
             && let Err(source) = migration.settle(&self.pins, report.stale == 0)
         {

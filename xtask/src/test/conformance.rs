@@ -37,6 +37,7 @@ pub(crate) const VARIANTS: &[Variant] = &[
         arguments: &["--exact-masquerade", "--agent-arg=--masquerade-local"],
     },
     Variant { name: "socket-lb-all", kinds: "flow", arguments: &["--agent-arg=--socket-lb=all"] },
+    Variant { name: "xdp", kinds: "flow", arguments: &["--agent-arg=--xdp=eth0"] },
 ];
 
 /// One variant takes two to three minutes.
