@@ -21,12 +21,12 @@ use crate::kernel::{ApplyReport, AttachReport, Kernel, KernelError, Usage};
 use crate::kubeproxy;
 use crate::links::{Attachment, NodeNet};
 use crate::model::settings::{Limits, SocketLb, Xdp};
-use crate::xdpset::with_xdp;
 use crate::net;
 use crate::node;
 use crate::sockets::cutover::{Cutover, moves};
 use crate::sockets::source::Sources;
 use crate::sys::bpf::RawMap;
+use crate::xdpset::with_xdp;
 
 /// Flow entries that one sweep looks at: a pass over a full table of a million takes about a minute.
 const SWEEP: u32 = 16_384;
@@ -56,7 +56,12 @@ pub struct NodeKernel {
 /// The kernel or the pins refuse; what is attached goes on as it was.
 pub fn open(config: &RunConfig) -> Result<NodeKernel, KernelError> {
     let options = options(&config.kernel, &config.settings.node_name);
-    let datapath = Datapath::open(&Options { sizes: config.sizes.clone(), ..options }).map_err(said)?;
+    let datapath = Datapath::open(&Options {
+        sizes: config.sizes.clone(),
+        xdp: config.settings.xdp != Xdp::Off,
+        ..options
+    })
+    .map_err(said)?;
     let memory = datapath.memory();
     info!(
         total = mebibytes(memory.total()),
@@ -276,9 +281,12 @@ impl Kernel for NodeKernel {
             failures.push(format!("removing the tables of an earlier agent: {error}"));
         }
         let (_, mut refused) = with_xdp(net, &self.xdp);
-        refused.extend(report.refused.iter().map(|(index, why)| {
-            format!("{}: no XDP, packets are balanced at TC: {why}", name(index))
-        }));
+        refused.extend(
+            report
+                .refused
+                .iter()
+                .map(|(index, why)| format!("{}: no XDP, packets are balanced at TC: {why}", name(index))),
+        );
         let xdp = report.xdp.iter().map(name).collect();
         self.xdp_state.tell(&xdp, &refused, !report.refused.is_empty());
         AttachReport { attached: interfaces.len(), interfaces, failures, xdp, refused }

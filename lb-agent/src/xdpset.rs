@@ -178,7 +178,10 @@ mod tests {
         ] {
             let (on, refused) = names(&node, &named(&[name]));
             assert!(on.is_empty(), "{name}");
-            assert!(refused.len() == 1 && refused[0].contains(name) && refused[0].contains(why), "{refused:?}");
+            assert!(
+                refused.len() == 1 && refused[0].contains(name) && refused[0].contains(why),
+                "{refused:?}"
+            );
         }
         assert_eq!(names(&node, &named(&["bond0"])).0, ["bond0"]);
     }

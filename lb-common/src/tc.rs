@@ -1,6 +1,8 @@
 //! The story of a packet at the two TC hooks: netfilter's own NAT positions, and no others (invariant I1).
 
-use crate::abi::{CFG_MIGRATING, CFG_SOURCE_RULES, CT_GUARD, CT_MASQ, CT_PASS, CT_SWITCHED, CT_XDP, CtKey, LbConfig};
+use crate::abi::{
+    CFG_MIGRATING, CFG_SOURCE_RULES, CT_GUARD, CT_MASQ, CT_PASS, CT_SWITCHED, CT_XDP, CtKey, LbConfig,
+};
 use crate::abi::{NODE_NODEPORT, POS_IN, POS_OUT};
 use crate::abi::{ROLE_BACKEND, ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT};
 use crate::counter::Counter;

@@ -48,8 +48,14 @@ pub enum Follow {
 /// times and state, heals and promotes the flow.
 #[inline(always)]
 pub fn follow<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Table) -> Follow {
-    let (proto, kind) = (work.packet.proto, work.packet.kind);
     let tick = crate::env::ticks(env.now_ns());
+    follow_at(env, work, table, tick)
+}
+
+/// [`follow`] at a tick that is known already.
+#[inline(always)]
+pub fn follow_at<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Table, tick: u32) -> Follow {
+    let (proto, kind) = (work.packet.proto, work.packet.kind);
     let flags = work.value.flags;
     if flags & CT_PASS != 0 {
         if work.value.last_tick != tick {

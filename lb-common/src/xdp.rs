@@ -17,32 +17,33 @@ use crate::frame::Frame;
 use crate::nat::{rewrite, take_hop};
 use crate::packet::{LoadAddr, parse_plain};
 use crate::tc::{aim, tuple};
-use crate::track::{Claim, Follow, find, follow, in_pool};
+use crate::track::{Claim, Follow, find, follow_at, in_pool};
 use crate::verdict::XdpStep;
 
 /// Offset of the IP header: frames have an Ethernet header and no tag, or are not ours.
 pub const L3: usize = 14;
 
-/// Whether a packet may be the balancer's business (invariant I5). Asked before anything else; `false` is certain.
+/// Roles of a packet's destination that may make it the balancer's business (invariant I5). Asked before anything else; 0
+/// is certain.
 #[inline(always)]
-pub fn concerns_xdp<F: LoadAddr>(frame: &impl Frame, env: &impl Env<F>) -> bool {
-    let Some(dst) = F::load_address(frame, L3 + F::ADDRS + size_of::<F::Addr>()) else { return false };
-    env.roles(dst) & (ROLE_FRONTEND | ROLE_NODEPORT | ROLE_SNAT) != 0
+pub fn concerns_xdp<F: LoadAddr>(frame: &impl Frame, env: &impl Env<F>) -> u8 {
+    let Some(dst) = F::load_address(frame, L3 + F::ADDRS + size_of::<F::Addr>()) else { return 0 };
+    env.roles(dst) & (ROLE_FRONTEND | ROLE_NODEPORT | ROLE_SNAT)
 }
 
-/// A packet that came in by an interface with XDP.
+/// A packet that came in by an interface with XDP; `roles` are [`concerns_xdp`]'s.
 #[inline(always)]
 pub fn xdp_in<F: LoadAddr>(
     frame: &impl Frame,
     env: &mut impl Env<F>,
     config: &LbConfig,
     work: &mut Work<F>,
+    roles: u8,
 ) -> XdpStep {
     let packet = &mut work.packet;
     if !crate::packet::addresses::<F>(frame, L3, packet) || !parse_plain::<F>(frame, L3, packet) {
         return XdpStep::Up;
     }
-    let roles = env.roles(packet.dst);
     let frontend =
         roles & ROLE_FRONTEND != 0 || roles & ROLE_NODEPORT != 0 && is_nodeport(config, packet.dport);
     if !frontend && !(roles & ROLE_SNAT != 0 && in_pool(config, packet.dport)) {
@@ -57,10 +58,11 @@ pub fn xdp_in<F: LoadAddr>(
         return XdpStep::Up;
     }
     work.young = (table == Table::Young) as u32;
-    if work.value.last_tick != ticks(env.now_ns()) {
+    let tick = ticks(env.now_ns());
+    if work.value.last_tick != tick {
         return XdpStep::Visit;
     }
-    go_on(env, work, table)
+    go_on(env, work, table, tick)
 }
 
 /// The frame is for this interface: its destination is the MAC address of the row. Others (promiscuous mode, a switch
@@ -74,8 +76,8 @@ fn is_mine<F: Family>(frame: &impl Frame, env: &impl Env<F>, ifindex: u32) -> bo
 
 /// Follows the entry in hand.
 #[inline(always)]
-fn go_on<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>, table: Table) -> XdpStep {
-    match follow(env, work, table) {
+fn go_on<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>, table: Table, tick: u32) -> XdpStep {
+    match follow_at(env, work, table, tick) {
         Follow::Rewrite => XdpStep::Send,
         Follow::Pass => XdpStep::Up,
         Follow::Anew if work.packet.begins_flow() => XdpStep::NewFlow,
@@ -91,7 +93,8 @@ pub fn visit<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>, row: u32) -
     let shift = if Role::of(work.value.role).is_reply() { 16 } else { 0 };
     work.value.nexthop = (work.value.nexthop & other) | row << shift;
     let table = if work.young != 0 { Table::Young } else { Table::Established };
-    go_on(env, work, table)
+    let tick = ticks(env.now_ns());
+    go_on(env, work, table, tick)
 }
 
 /// Rewrites the packet by the entry in hand and addresses it to its next hop. Without a next hop it goes up as it came,

@@ -36,7 +36,11 @@ fn node(n: &Net) -> Machine {
     for (ip, dmac) in [(n.client, GATEWAY), (n.remote, OTHER)] {
         env.next_hops.insert(row(ip), NextHop { ifindex: UPLINK, flags: 0, mtu: 1500, dmac, smac: NODE });
     }
-    if n.v6 { routes::<lb_common::family::V6>(n, env) } else { routes::<lb_common::family::V4>(n, env) }
+    if n.v6 {
+        routes::<lb_common::family::V6>(n, env)
+    } else {
+        routes::<lb_common::family::V4>(n, env)
+    }
     machine
 }
 
@@ -165,7 +169,10 @@ fn i2_what_xdp_does_not_do_goes_up_as_it_came() {
             let mut frame = syn.build()[..length].to_vec();
             let before = frame.clone();
             let step = node(&n).run_xdp(UPLINK, &mut frame);
-            assert!(step == XdpStep::Up && frame == before || step == XdpStep::Sent, "{length} bytes: {step:?}");
+            assert!(
+                step == XdpStep::Up && frame == before || step == XdpStep::Sent,
+                "{length} bytes: {step:?}"
+            );
         }
     }
 }
@@ -337,9 +344,8 @@ fn an_error_about_an_xdp_flow_is_translated_in_both_positions() {
     let open = talk(&n, TCP, [SYN, SYN | ACK]);
     sends(&mut machine, &open.request);
     let quote = |p: &PacketBuilder| p.build()[14..14 + 28].to_vec();
-    let error = |to: IpAddr, quoted: Vec<u8>| {
-        PacketBuilder::icmp(n.remote, to, 3, 4).with(|p| p.payload = quoted)
-    };
+    let error =
+        |to: IpAddr, quoted: Vec<u8>| PacketBuilder::icmp(n.remote, to, 3, 4).with(|p| p.payload = quoted);
     let sent = open.request[1].clone();
     let original = open.request[0].clone().with(|p| p.ttl = sent.ttl);
     let (verdict, frame) = up(&mut machine, &error(n.node, quote(&sent)));

@@ -5,8 +5,8 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use lb_common::abi::{
     Addr4, Addr6, AffKey4, AffKey6, AffValue, CtKey, CtKey4, CtKey6, CtValue, CtValue4, CtValue6, FragKey,
-    FragValue, Iface, LbConfig, NextHop, PAIR_MOVED, RangeKey4, RangeKey6, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6,
-    SvcValue,
+    FragValue, Iface, LbConfig, NextHop, PAIR_MOVED, RangeKey4, RangeKey6, SkUdpKey, SkUdpValue, SvcKey4,
+    SvcKey6, SvcValue,
 };
 use lb_common::counter::Counter;
 use lb_common::env::{Env, Insert, SockEnv, Table, Work};

@@ -70,7 +70,8 @@ impl Frame for XdpFrame {
         // SAFETY: each store is inside the packet, just compared; the kernel allows any alignment there.
         unsafe {
             while done + 4 <= N {
-                let word = u32::from_ne_bytes([bytes[done], bytes[done + 1], bytes[done + 2], bytes[done + 3]]);
+                let word =
+                    u32::from_ne_bytes([bytes[done], bytes[done + 1], bytes[done + 2], bytes[done + 3]]);
                 asm!("*(u32 *)({0} + 0) = {1}", in(reg) start + done, in(reg) word as u64, options(nostack, preserves_flags));
                 done += 4;
             }
@@ -128,7 +129,8 @@ macro_rules! family {
         #[inline(never)]
         fn $name(ctx: *mut xdp_md) -> u32 {
             let frame = XdpFrame { ctx };
-            if !concerns_xdp::<$family>(&frame, &BpfEnv) {
+            let roles = concerns_xdp::<$family>(&frame, &BpfEnv);
+            if roles == 0 {
                 return XdpStep::Up as u32;
             }
             let (Some(config), Some(scratch)) = (config(), scratch()) else { return XdpStep::Up as u32 };
@@ -136,7 +138,7 @@ macro_rules! family {
             // SAFETY: the program's context.
             let ifindex = unsafe { (*ctx).ingress_ifindex };
             work.hook = Hook { l3: L3, ifindex, ingress_ifindex: ifindex };
-            xdp_in::<$family>(&frame, &mut BpfEnv, config, work) as u32
+            xdp_in::<$family>(&frame, &mut BpfEnv, config, work, roles) as u32
         }
 
         /// Not inlined, for the same reason.

@@ -6,6 +6,10 @@
 //! ratio is min / min. The second idle arm shows what the machine's noise alone does: a run in which it is off by
 //! more than 4 % says nothing.
 
+mod xdp;
+
+pub(crate) use xdp::measure as xdp;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -122,6 +122,10 @@ impl Object {
         }
         let mut ebpf = loader.load(&self.bytes).map_err(|error| DatapathError::Load(Box::new(error)))?;
         for name in names::PROGRAMS {
+            // the dearest for the verifier, and not wanted on most nodes
+            if *name == names::LB_XDP && !options.xdp {
+                continue;
+            }
             let program =
                 ebpf.program_mut(name).ok_or_else(|| DatapathError::Missing { what: "program", name })?;
             let loaded = match program {

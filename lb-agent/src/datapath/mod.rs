@@ -62,6 +62,8 @@ pub struct Options {
     pub sizes: Sizes,
     /// NodePorts, kept from ephemeral sockets; inclusive.
     pub nodeports: (u16, u16),
+    /// XDP is wanted on some interface: its program is loaded.
+    pub xdp: bool,
     /// Use clsact filters even where the kernel has TCX.
     pub clsact: bool,
 }
@@ -77,6 +79,7 @@ impl Options {
             node_name: node_name.into(),
             sizes: Sizes::default(),
             nodeports: (30_000, 32_767),
+            xdp: false,
             clsact: false,
         }
     }

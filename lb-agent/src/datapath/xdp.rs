@@ -78,7 +78,8 @@ fn make(ebpf: &Ebpf, path: &Path, index: u32) -> io::Result<()> {
 fn reason(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EBUSY | libc::EEXIST) => {
-            "another XDP program is on it (see `bpftool net`); take that one off, or this one off --xdp".to_owned()
+            "another XDP program is on it (see `bpftool net`); take that one off, or this one off --xdp"
+                .to_owned()
         }
         Some(libc::EOPNOTSUPP) => "its driver has no native XDP".to_owned(),
         _ => format!("the driver refuses native XDP: {error}"),

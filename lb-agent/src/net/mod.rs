@@ -173,7 +173,12 @@ fn matters(payload: &NetlinkPayload<RouteNetlinkMessage>, ports: &BTreeSet<u32>)
 
 /// Interfaces that may carry XDP.
 fn xdp_ports(net: &NodeNet, xdp: &Xdp) -> BTreeSet<u32> {
-    with_xdp(net, xdp).0.into_iter().filter(|(_, attachment)| attachment.xdp).map(|(index, _)| index).collect()
+    with_xdp(net, xdp)
+        .0
+        .into_iter()
+        .filter(|(_, attachment)| attachment.xdp)
+        .map(|(index, _)| index)
+        .collect()
 }
 
 /// Has the kernel ask neighbours whether they are still there, as it would by itself if it sent to them; XDP does.

@@ -75,7 +75,9 @@ mod tests {
         let row = |ip| neighbour_row(2, &wide(ip));
         let mut seen: BTreeMap<u32, IpAddr> = BTreeMap::new();
         let (one, two) = (0..100_000)
-            .find_map(|number| seen.insert(row(address(number)), address(number)).map(|o| (o, address(number))))
+            .find_map(|number| {
+                seen.insert(row(address(number)), address(number)).map(|o| (o, address(number)))
+            })
             .expect("two addresses of one row");
         let tables = node(true, [(2, one), (2, two)]);
         assert!(!tables.nexthops.contains_key(&row(one)) && tables.nexthops.len() == 1);

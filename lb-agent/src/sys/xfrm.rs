@@ -12,9 +12,8 @@ const HEADER: usize = 4;
 #[must_use]
 pub fn policies() -> bool {
     let mut any = false;
-    let asked = Netlink::open(NETLINK_XFRM).and_then(|socket| {
-        socket.ask(GET_SPD_INFO, REQUEST, &[0xff; 4], |answer| any = in_use(answer))
-    });
+    let asked = Netlink::open(NETLINK_XFRM)
+        .and_then(|socket| socket.ask(GET_SPD_INFO, REQUEST, &[0xff; 4], |answer| any = in_use(answer)));
     asked.is_ok() && any
 }
 

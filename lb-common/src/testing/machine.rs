@@ -61,10 +61,11 @@ impl Machine {
     fn xdp<F: Side>(&mut self, ifindex: u32, frame: &mut Vec<u8>) -> XdpStep {
         let work = F::work(&mut self.scratch);
         work.hook = Hook { l3: xdp::L3, ifindex, ingress_ifindex: ifindex };
-        if !xdp::concerns_xdp::<F>(frame, &self.env) {
+        let roles = xdp::concerns_xdp::<F>(frame, &self.env);
+        if roles == 0 {
             return XdpStep::Up;
         }
-        let step = xdp::xdp_in::<F>(frame, &mut self.env, &self.config, work);
+        let step = xdp::xdp_in::<F>(frame, &mut self.env, &self.config, work, roles);
         xdp::walk::<F>(frame, &mut self.env, &self.config, work, step)
     }
 

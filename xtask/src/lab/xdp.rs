@@ -34,18 +34,19 @@ struct Pin {
 }
 
 fn bpf<T>(command: libc::c_long, attributes: &mut T) -> Result<i64> {
-    // SAFETY: both structures here are prefixes of `union bpf_attr` for their commands, and what they point to lives until
+    // SAFETY: all structures here are prefixes of `union bpf_attr` for their commands, and what they point to lives until
     // the call returns.
-    let done = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
+    let done =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
     ensure!(done >= 0, "bpf command {command}: {}", std::io::Error::last_os_error());
     Ok(done)
 }
 
-/// Attaches a program that passes everything to a device, in native mode. `bpffs` is a mounted bpf file system.
+/// A program that passes everything.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub(crate) fn pass_everything(namespace: &str, device: &str, bpffs: &Path) -> Result<()> {
+pub(crate) fn pass_program() -> Result<OwnedFd> {
     // r0 = XDP_PASS; exit
     let instructions: [u64; 2] = [0x0000_0002_0000_00b7, 0x95];
     let mut load = Load {
@@ -60,7 +61,28 @@ pub(crate) fn pass_everything(namespace: &str, device: &str, bpffs: &Path) -> Re
     };
     let fd = bpf(BPF_PROG_LOAD, &mut load)?;
     // SAFETY: the kernel has just returned this descriptor and nobody else knows it.
-    let program = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Attaches a program to a device of the calling thread's namespace, in native mode, until the answer is dropped.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn attach(program: &OwnedFd, ifindex: u32) -> Result<OwnedFd> {
+    const BPF_LINK_CREATE: libc::c_long = 28;
+    // prog_fd, target_ifindex, attach_type (BPF_XDP), flags (XDP_FLAGS_DRV_MODE)
+    let mut attributes = [program.as_raw_fd() as u32, ifindex, 37, 4];
+    let fd = bpf(BPF_LINK_CREATE, &mut attributes)?;
+    // SAFETY: the kernel has just returned this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Attaches a program that passes everything to a device, in native mode. `bpffs` is a mounted bpf file system.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn pass_everything(namespace: &str, device: &str, bpffs: &Path) -> Result<()> {
+    let program = pass_program()?;
     let path = bpffs.join("pass-everything");
     let text = std::ffi::CString::new(path.as_os_str().as_bytes())?;
     let mut pin = Pin { path: text.as_ptr() as u64, fd: program.as_raw_fd() as u32, flags: 0 };

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use super::{Case, Context, LOCAL, OUTSIDE, REMOTE, Side, WEB, address, node_port, vips};
+use crate::lab::Lab;
 use crate::lab::netns::{ip, run_in};
 use crate::lab::traffic::{Load, Target, under};
 use crate::lab::worker::Ask;
 use crate::lab::xdp::{full_checksums, pass_everything, take_off};
-use crate::lab::Lab;
 
 pub(super) const CASES: &[Case] = &[
     ("xdp_sends_on_what_goes_to_another_node", sends_on),
@@ -65,15 +65,18 @@ fn status(context: &mut Context) -> Result<serde_json::Value> {
 fn counter(context: &mut Context, name: &str) -> Result<u64> {
     std::thread::sleep(Duration::from_millis(1200));
     let status = status(context)?;
-    let rows = status["counters"].as_array().cloned().unwrap_or_default();
-    let row = rows.iter().find(|row| row[0] == name).with_context(|| format!("no counter {name}: {rows:?}"))?;
-    row[1].as_u64().context("a number")
+    let counters = &status["counters"];
+    counters[name].as_u64().with_context(|| format!("no counter {name}: {counters}"))
 }
 
 fn sends_on(context: &mut Context) -> Result<()> {
     with_xdp(context)?;
-    let route = |words: &str| [format!("route {words} 10.96.0.0/16 via 192.0.2.11"),
-        format!("route {words} fd96::/112 via 2001:db8:1::11")];
+    let route = |words: &str| {
+        [
+            format!("route {words} 10.96.0.0/16 via 192.0.2.11"),
+            format!("route {words} fd96::/112 via 2001:db8:1::11"),
+        ]
+    };
     ip(&format!("{}-client", context.lab.tag), &route("add"))?;
     let before = (counter(context, "xdp_flows")?, counter(context, "xdp_sent")?);
     let mut exchanges = 0;
