@@ -84,14 +84,24 @@ fn wanted(net: &NodeNet, link: &Link) -> bool {
 }
 
 /// Pods of this node are behind it: the near end of a pod's link (veth, netkit, a VM's tap) that is a bridge's port,
-/// or that has neither a default route nor an address of a network.
+/// or that has neither a default route nor an address of a network. A bridge with the default route has the node's
+/// uplink for a port; if all its ports look like pods' links (the node is a container itself), none is taken for one.
 fn pod_facing(net: &NodeNet, link: &Link) -> bool {
-    let pod_link = matches!(link.kind.as_str(), "veth" | "netkit") || (link.kind == "tun" && link.ethernet);
-    if !pod_link {
+    if !is_pod_link(link) {
         return false;
     }
-    let bridged = link.master.is_some_and(|m| kind_of(net, m) == Some("bridge"));
-    bridged || !(link.default_route || link.addresses.iter().any(is_network_address))
+    let bridge = link.master.and_then(|index| Some((index, net.links.get(&index)?)));
+    match bridge.filter(|(_, master)| master.kind == "bridge") {
+        Some((index, bridge)) => {
+            let mut ports = net.links.values().filter(|port| port.master == Some(index));
+            !bridge.default_route || ports.any(|port| !is_pod_link(port))
+        }
+        None => !(link.default_route || link.addresses.iter().any(is_network_address)),
+    }
+}
+
+fn is_pod_link(link: &Link) -> bool {
+    matches!(link.kind.as_str(), "veth" | "netkit") || (link.kind == "tun" && link.ethernet)
 }
 
 /// A single address (/32, /128) is what CNIs give the near end of a pod's link for a gateway; an address with a
@@ -193,6 +203,15 @@ mod tests {
             4 veth4 veth m=3
             5 vnet0 tun m=3");
         assert_eq!(found, ["eth0", "veth4:pod", "vnet0:pod"]);
+    }
+
+    #[test]
+    fn the_veth_uplink_of_a_container_as_the_port_of_a_bridge() {
+        assert_eq!(set("2 eth0 veth m=3\n 3 br0 bridge default 172.18.0.2/16"), ["eth0"]);
+        assert_eq!(
+            set("2 eth0 veth default 172.18.0.2/16\n 3 cni0 bridge 10.244.0.1/24\n 4 veth4 veth m=3"),
+            ["eth0", "veth4:pod"]
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Command line -> settings; the only module that reads arguments and the environment.
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -107,9 +108,10 @@ pub struct RunArgs {
     /// answer. A node without any other service proxy needs one of them for its first start
     #[arg(long, value_name = "URL,...", value_delimiter = ',')]
     pub apiserver: Vec<String>,
-    /// Folder where the API server's endpoints are kept for the next start
+    /// Folder where the API server's endpoints are kept for the next start; empty: they are not kept
+    // an OsString, because clap takes no empty PathBuf
     #[arg(long, value_name = "DIR", default_value = "/var/lib/lb-agent")]
-    pub state_dir: PathBuf,
+    pub state_dir: OsString,
     /// A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), as kube-proxy takes it. When the file changes, the
     /// agent ends with status 1, for its supervisor to start it anew; traffic goes on meanwhile
     #[arg(long, value_name = "FILE")]
@@ -319,7 +321,7 @@ impl RunArgs {
             kubeconfig: self.kubeconfig.clone(),
             config_kubeconfig,
             servers: self.apiserver.iter().map(|url| url.trim().to_owned()).collect(),
-            memory: Some(self.state_dir.clone()),
+            memory: Some(PathBuf::from(&self.state_dir)).filter(|folder| !folder.as_os_str().is_empty()),
             in_cluster: in_cluster(),
             service_account: SERVICE_ACCOUNT.into(),
         };

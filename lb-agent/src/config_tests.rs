@@ -40,6 +40,24 @@ fn without_any_way_to_an_api_server_one_message_names_all_of_them() {
 }
 
 #[test]
+fn an_empty_state_folder_keeps_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = folder.path().join("kubeconfig");
+    std::fs::write(&kubeconfig, "clusters: [{name: c, cluster: {server: 'https://a'}}]\n").unwrap();
+    let memory = |state: &[&str]| {
+        let some = ["--node-name", "a", "--kubeconfig", kubeconfig.to_str().unwrap()];
+        match run(&[&some, state].concat()).unwrap().source {
+            SourceConfig::Api(source) => source.bootstrap.memory,
+            other @ SourceConfig::Manifests(_) => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(memory(&[]), Some("/var/lib/lb-agent".into()));
+    assert_eq!(memory(&["--state-dir", "d"]), Some("d".into()));
+    assert_eq!(memory(&["--state-dir", ""]), None);
+    assert_eq!(memory(&["--state-dir="]), None);
+}
+
+#[test]
 fn b163_flags_win_over_the_file_where_they_overlap() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("c.yaml");

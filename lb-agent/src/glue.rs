@@ -56,12 +56,7 @@ pub struct NodeKernel {
 /// The kernel or the pins refuse; what is attached goes on as it was.
 pub fn open(config: &RunConfig) -> Result<NodeKernel, KernelError> {
     let options = options(&config.kernel, &config.settings.node_name);
-    let datapath = Datapath::open(&Options {
-        sizes: config.sizes.clone(),
-        xdp: config.settings.xdp != Xdp::Off,
-        ..options
-    })
-    .map_err(said)?;
+    let datapath = Datapath::open(&Options { sizes: config.sizes.clone(), ..options }).map_err(said)?;
     let memory = datapath.memory();
     info!(
         total = mebibytes(memory.total()),

@@ -222,6 +222,34 @@ async fn b131_a_node_that_leaves_is_not_eligible() {
     assert!(!agent.status().eligible);
 }
 
+/// Unlike kube-proxy, an event that changes nothing is not counted.
+#[tokio::test(start_paused = true)]
+async fn b140_changes_are_counted_and_wait_until_they_are_programmed() {
+    let agent = start(MemoryKernel::default());
+    let counts = |agent: &Agent| {
+        let s = agent.status();
+        (s.service_changes, s.service_pending, s.endpoint_changes, s.endpoint_pending)
+    };
+    let slice = |endpoints: &[crate::model::EndpointSpec]| {
+        let slice = Object::Slice(Arc::new(fixture::slice("a1", "a", endpoints)));
+        Event::Changes(vec![(slice.key(), Some(slice))])
+    };
+    agent.service("a", "10.200.0.1").await;
+    agent.events.send(slice(&[])).await.unwrap();
+    agent.pause(10).await;
+    assert_eq!(counts(&agent), (1, 1, 1, 1), "nothing is programmed before all is listed");
+    agent.in_sync().await;
+    agent.pause(2_000).await;
+    assert_eq!(counts(&agent), (1, 0, 1, 0));
+    agent.service("a", "10.200.0.1").await;
+    agent.events.send(slice(&[])).await.unwrap();
+    agent.pause(2_000).await;
+    assert_eq!(counts(&agent), (1, 0, 1, 0), "no change");
+    agent.events.send(slice(&[fixture::endpoint("10.77.1.5", "ash")])).await.unwrap();
+    agent.pause(2_000).await;
+    assert_eq!(counts(&agent), (1, 0, 2, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn b137_metrics_show_what_happened() {
     let agent = start(MemoryKernel::default());

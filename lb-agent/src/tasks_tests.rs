@@ -1,7 +1,9 @@
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use clap::Parser;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 
 use super::*;
@@ -9,6 +11,7 @@ use crate::config::{Cli, Command};
 use crate::fixture;
 use crate::memory_kernel::MemoryKernel;
 use crate::status::client;
+use crate::status::healthcheck::HealthCheck;
 
 const SERVICE: &str = "
 apiVersion: v1
@@ -88,4 +91,83 @@ async fn a_task_that_ends_ends_the_agent() {
         ended,
         Err(AgentError::TaskEnded("network watch") | AgentError::Run(RunError::NetGone))
     ));
+}
+
+/// A status with these health check node ports, on 127.0.0.1: (port, name of the Service, local endpoints).
+fn checks(list: &[(u16, &str, usize)]) -> Status {
+    let check = |(port, name, local_endpoints): &(u16, &str, usize)| HealthCheck {
+        port: *port,
+        namespace: "shop".into(),
+        name: (*name).into(),
+        local_endpoints: *local_endpoints,
+    };
+    Status {
+        serving: true,
+        health_checks: list.iter().map(check).collect(),
+        health_check_addresses: Some([IpAddr::from([127, 0, 0, 1])].into()),
+        ..Status::default()
+    }
+}
+
+/// Waits until a port answers with this first line, or with a refused connection.
+async fn says(port: u16, wanted: &str) {
+    let mut last = String::new();
+    for _ in 0..600 {
+        last = match tokio::net::TcpStream::connect(("127.0.0.1", port)).await {
+            Err(error) => format!("{:?}", error.kind()),
+            Ok(mut stream) => {
+                let mut answer = String::new();
+                stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.ok();
+                stream.read_to_string(&mut answer).await.ok();
+                answer.lines().next().unwrap_or_default().to_owned()
+            }
+        };
+        if last.contains(wanted) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("port {port} says {last:?}, not {wanted}")
+}
+
+#[tokio::test]
+async fn b123_health_check_listeners_open_move_and_close_with_their_services() {
+    let (first, second) = (free_port().port(), free_port().port());
+    let (status, reader) = watch::channel(Status::default());
+    let task = tokio::spawn(serve_health_checks(reader, Events::default()));
+    status.send_replace(checks(&[(first, "web", 2)]));
+    says(first, " 200").await;
+    status.send_replace(checks(&[(first, "web", 0)]));
+    says(first, " 503").await;
+    status.send_replace(checks(&[(second, "web", 1)]));
+    says(second, " 200").await;
+    says(first, "ConnectionRefused").await;
+    status.send_replace(checks(&[(first, "api", 1), (second, "web", 1)]));
+    says(first, " 200").await;
+    says(second, " 200").await;
+    status.send_replace(checks(&[]));
+    says(first, "ConnectionRefused").await;
+    says(second, "ConnectionRefused").await;
+    drop(status);
+    task.await.unwrap();
+}
+
+#[tokio::test]
+async fn b124_a_health_check_that_cannot_listen_is_an_event_and_is_tried_again() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let (status, reader) = watch::channel(Status::default());
+    let (events, mut said) = Events::channel();
+    let task = tokio::spawn(serve_health_checks(reader, events));
+    status.send_replace(checks(&[(port, "web", 1)]));
+    let event = said.recv().await.unwrap();
+    assert_eq!(
+        (event.reason, event.service),
+        ("FailedToStartServiceHealthcheck", Some(ObjectName::new("shop", "web")))
+    );
+    drop(taken);
+    says(port, " 200").await;
+    assert!(said.try_recv().is_err(), "said once");
+    drop(status);
+    task.await.unwrap();
 }

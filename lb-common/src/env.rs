@@ -219,6 +219,8 @@ pub struct Work<F: Family> {
     pub rate: Rate,
     /// The flow in hand.
     pub flow: Flow<F>,
+    /// Source ports that were tried for it without success.
+    pub tries: u32,
     /// Key of the entry in hand.
     pub key: CtKey<F>,
     /// The entry in hand.
@@ -253,6 +255,7 @@ impl<F: Family> Default for Work<F> {
             reason: Counter::NewFlow,
             rate: Rate::default(),
             flow: Flow::default(),
+            tries: 0,
             key: CtKey::default(),
             value: CtValue::default(),
             key2: CtKey::default(),

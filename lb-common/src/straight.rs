@@ -52,7 +52,8 @@ pub fn straight<F: LoadAddr>(
     }
 }
 
-/// A live flow of a Service that came in by the same interface holds the tuple of the packet in hand.
+/// A live flow of a Service that came in by the same interface holds the tuple of the packet in hand. One that has
+/// ended is forgotten: its entry would turn the answers of the new connection into its own.
 #[inline(always)]
 fn is_held<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>) -> bool {
     work.key2 = reverse(&work.packet, POS_OUT);
@@ -60,8 +61,13 @@ fn is_held<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>) -> bool {
         return false;
     }
     let holder = &work.value2;
-    holder.role == Role::DnatReply as u8
-        && holder.flags & CT_PASS == 0
-        && !is_closed(holder.flags)
-        && holder.ifindex == work.hook.ifindex
+    if holder.role != Role::DnatReply as u8 || holder.flags & CT_PASS != 0 {
+        return false;
+    }
+    if is_closed(holder.flags) {
+        work.flow.of(&work.key2, &work.value2);
+        env.forget(work);
+        return false;
+    }
+    holder.ifindex == work.hook.ifindex
 }

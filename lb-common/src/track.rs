@@ -12,8 +12,14 @@ use crate::switch;
 
 /// Ticks after which an answered UDP flow counts as a stream (netfilter's rule: 2 s).
 const STREAM_TICKS: u32 = 2;
-/// Source ports that are tried before a flow is given up.
+/// Source ports that are tried before a flow is given up, ...
 const PORT_TRIES: u32 = 16;
+/// ... so many of them among those that have rested: see [`pick_port`].
+const RESTED_TRIES: u32 = 12;
+/// Parts of the SNAT pool, of which one is in use at a time, ...
+const PARTS: u32 = 8;
+/// ... for so long: a part rests for 7 x 9 ticks, 67 s.
+const PART_TICKS: u32 = 9;
 
 /// Copies the entry of a key, established first. `None`: no such entry.
 #[inline(always)]
@@ -284,7 +290,9 @@ fn refuse<F: Family>(env: &mut impl Env<F>, why: Counter) -> Claim {
 #[inline(always)]
 pub fn claim<F: Family>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> Claim {
     let mut claimed = false;
-    for _ in 0..PORT_TRIES {
+    // the verifier needs a counter in a register to see the end of this
+    for tries in 0..PORT_TRIES {
+        work.tries = tries;
         match env.reserve(work, Table::Young, Role::DnatReply) {
             Reserve::Done => {
                 claimed = true;
@@ -292,7 +300,7 @@ pub fn claim<F: Family>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Wor
             }
             Reserve::Taken => {
                 work.flow.flags |= CT_MOVED;
-                work.flow.moved_port = pick_port(config, env.random());
+                work.flow.moved_port = pick_port(config, env.random(), work.flow.last_tick, tries);
             }
             Reserve::Full => return refuse(env, Counter::DropTableFull),
         }
@@ -353,7 +361,7 @@ impl Reserve {
 
 /// Inserts the entry of the flow in hand with this role into `table` (and leaves it in `work.key2`, `work.value2`),
 /// unless another live flow holds its key in either table. An entry of this very flow is adopted, a closed or stale
-/// one replaced.
+/// one replaced; but the source port of a closed flow is left to rest while others can be had.
 #[inline(always)]
 pub fn reserve<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Table, role: Role) -> Reserve {
     work.flow.entry(role, &mut work.key2, &mut work.value2);
@@ -414,7 +422,8 @@ fn holder<F: Family>(env: &mut impl Env<F>, table: Table, work: &Work<F>, role: 
         Some((true, ..)) => Holder::Ours,
         Some((false, flags, backend, generation)) => {
             let stale = flow.proto != TCP && flags & CT_PASS == 0 && env.generation(backend) != generation;
-            if is_closed(flags) || stale { Holder::Gone } else { Holder::Other }
+            let rests = matches!(role, Role::SnatReply | Role::XdpReply) && work.tries < RESTED_TRIES;
+            if stale || (is_closed(flags) && !rests) { Holder::Gone } else { Holder::Other }
         }
     }
 }
@@ -435,18 +444,19 @@ pub fn claim_snat<F: Family>(
     }
     work.flow.flags |= CT_MASQ;
     if work.flow.snat_port == [0; 2] {
-        work.flow.snat_port = pick_port(config, env.random());
+        work.flow.snat_port = pick_port(config, env.random(), work.flow.last_tick, 0);
         work.flow.snat = snat;
     }
     let mut claimed = false;
-    for _ in 0..PORT_TRIES {
+    for tries in 0..PORT_TRIES {
+        work.tries = tries;
         match env.reserve(work, table, Role::SnatReply) {
             Reserve::Done => {
                 claimed = true;
                 break;
             }
             Reserve::Taken => {
-                work.flow.snat_port = pick_port(config, env.random());
+                work.flow.snat_port = pick_port(config, env.random(), work.flow.last_tick, tries);
                 work.flow.snat = snat;
             }
             Reserve::Full => return refuse(env, Counter::DropTableFull),
@@ -481,8 +491,9 @@ pub fn claim_snat<F: Family>(
 pub fn claim_xdp<F: Family>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> bool {
     work.flow.flags |= CT_MASQ | CT_XDP;
     let mut claimed = false;
-    for _ in 0..PORT_TRIES {
-        work.flow.snat_port = pick_port(config, env.random());
+    for tries in 0..PORT_TRIES {
+        work.tries = tries;
+        work.flow.snat_port = pick_port(config, env.random(), work.flow.last_tick, tries);
         match env.reserve(work, Table::Young, Role::XdpReply) {
             Reserve::Done => {
                 claimed = true;
@@ -506,10 +517,20 @@ pub fn claim_xdp<F: Family>(env: &mut impl Env<F>, config: &LbConfig, work: &mut
     false
 }
 
-/// A port of the SNAT pool, network order, evenly drawn; zero if the pool is empty.
+/// A port of the SNAT pool, network order, evenly drawn from a part of it; zero if the pool is empty. After
+/// [`RESTED_TRIES`] from all of it.
+///
+/// The parts take turns, so that a port is seldom used again while the backend still has the last connection of it in
+/// TIME_WAIT (60 s in Linux): it would answer another client's SYN by an ACK (RFC 9293 section 3.10.7.4; timestamps of
+/// two clients can't be compared), which costs that client a second.
 #[inline(always)]
-fn pick_port(config: &LbConfig, random: u32) -> [u8; 2] {
-    let mut left = ((random as u64 * config.snat_total as u64) >> 32) as u32;
+fn pick_port(config: &LbConfig, random: u32, tick: u32, tries: u32) -> [u8; 2] {
+    let (mut first, mut size) = (0, config.snat_total);
+    if tries < RESTED_TRIES && size >= PARTS {
+        size /= PARTS;
+        first = tick / PART_TICKS % PARTS * size;
+    }
+    let mut left = first + ((random as u64 * size as u64) >> 32) as u32;
     for number in 0..SNAT_RANGES {
         let Some(range) = config.snat.get(number) else { break };
         if range.min == 0 {

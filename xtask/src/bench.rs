@@ -6,6 +6,7 @@
 //! ratio is min / min. The second idle arm shows what the machine's noise alone does: a run in which it is off by
 //! more than 4 % says nothing.
 
+pub(crate) mod start;
 mod xdp;
 
 pub(crate) use xdp::measure as xdp;

@@ -89,7 +89,9 @@ fn object(object: &Path, feature: Option<&str>, force: bool) -> Result<PathBuf> 
             ])
             .env("RUSTC", &tools.rustc)
             .env("CARGO_TARGET_DIR", &home)
-            .env("CARGO_ENCODED_RUSTFLAGS", flags(&tools.linker));
+            // not among the flags: those are part of what symbols are named by, and this is a path of the machine
+            .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &tools.linker)
+            .env("CARGO_ENCODED_RUSTFLAGS", flags(&tools.sysroot));
         if tools.bootstrap {
             cargo.env("RUSTC_BOOTSTRAP", "1");
         }
@@ -111,15 +113,15 @@ pub(crate) fn agent_or(named: Option<PathBuf>) -> Result<PathBuf> {
     named.map_or_else(agent, |path| path.canonicalize().with_context(|| path.display().to_string()))
 }
 
-fn flags(linker: &Path) -> String {
-    [
+fn flags(sysroot: &Path) -> String {
+    let mut flags = vec![
         format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
-        "-Cdebuginfo=2".into(),
+        "-Cdebuginfo=2".into(),   // BTF is made of it
         "-Ctarget-cpu=v3".into(), // `generic` refuses atomics that return a value, v4 needs Linux 6.6
         "-Clink-arg=--btf".into(),
-        format!("-Clinker={}", linker.display()),
-    ]
-    .join("\u{1f}")
+    ];
+    flags.extend(paths::remapped(sysroot));
+    flags.join("\u{1f}")
 }
 
 /// Copies a build's result where others read it; an equal file keeps its time stamp, so nothing is rebuilt for it.

@@ -1,6 +1,6 @@
 //! Where things are in the source tree and below its target folder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Root of the workspace.
 pub(crate) fn root() -> PathBuf {
@@ -37,4 +37,15 @@ pub(crate) fn agent_next() -> PathBuf {
 /// Tools built for this workspace alone.
 pub(crate) fn tools() -> PathBuf {
     target().join("tools")
+}
+
+/// Flags that keep this machine's paths out of what rustc makes, given the compiler's home: the same sources give the
+/// same bytes wherever they, cargo's packages and the compiler are.
+pub(crate) fn remapped(sysroot: &Path) -> Vec<String> {
+    let cargo_home = std::env::var_os("CARGO_HOME").map_or_else(
+        || std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default().join(".cargo"),
+        PathBuf::from,
+    );
+    let pairs = [(sysroot.to_owned(), "/rust"), (cargo_home, "/cargo"), (root(), "/lb")];
+    pairs.iter().map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())).collect()
 }

@@ -2,10 +2,13 @@
 
 use std::ffi::OsStr;
 use std::io::Write;
-use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+
+use crate::lab::janitor;
 
 /// Variables of the calling cargo that would change what a nested build does.
 const INHERITED: [&str; 8] = [
@@ -53,6 +56,43 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
         bail!("`{}` ended with {status}", shown(command));
     }
     Ok(())
+}
+
+/// As [`run`], for at most so long: then the command and all that it started are killed. Returns whether it ended by
+/// itself. Signals end it too if the janitor watches them.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn run_for(command: &mut Command, limit: Duration) -> Result<bool> {
+    // a group of its own: what the command started ends with it, and nothing else
+    let child = command.process_group(0).spawn().with_context(|| format!("starting {}", shown(command)))?;
+    janitor::group(child.id());
+    let mut group = Group(child);
+    let begin = Instant::now();
+    while begin.elapsed() < limit {
+        if let Some(status) = group.0.try_wait()? {
+            if !status.success() {
+                bail!("`{}` ended with {status}", shown(command));
+            }
+            return Ok(true);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    Ok(false)
+}
+
+/// A child that leads a process group; the group is killed when this is dropped before the child has ended.
+struct Group(Child);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Ok(None) = self.0.try_wait() {
+            // SAFETY: kill takes numbers; the child was not waited for, so its number is its own and its group's.
+            unsafe { libc::kill(-(self.0.id() as i32), libc::SIGKILL) };
+            self.0.wait().ok();
+        }
+        janitor::group_ended(self.0.id());
+    }
 }
 
 /// Runs a command and returns what it wrote to standard output.
@@ -115,4 +155,37 @@ pub(crate) fn step<T>(what: &str, action: impl FnOnce() -> Result<T>) -> Result<
     eprintln!("    done in {:.1} s", begin.elapsed().as_secs_f64());
     std::io::stderr().flush().ok();
     Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(line: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", line]);
+        command
+    }
+
+    #[test]
+    fn a_command_that_takes_too_long_is_killed_with_its_children() {
+        let pid = std::env::temp_dir().join(format!("lb-run-for-{}", std::process::id()));
+        let line = format!("sleep 100 & echo $! >{}; wait", pid.display());
+        assert!(!run_for(&mut shell(&line), Duration::from_secs(1)).unwrap());
+        let child = std::fs::read_to_string(&pid).unwrap();
+        std::fs::remove_file(&pid).ok();
+        // init may need a moment to wait for it
+        let stat = std::path::Path::new("/proc").join(child.trim()).join("stat");
+        let gone = || std::fs::read_to_string(&stat).map_or(true, |text| text.contains(") Z "));
+        assert!((0..50).any(|_| gone() || {
+            std::thread::sleep(Duration::from_millis(20));
+            false
+        }));
+    }
+
+    #[test]
+    fn a_command_in_time_is_judged_by_its_status() {
+        assert!(run_for(&mut shell("exit 0"), Duration::from_secs(60)).unwrap());
+        assert!(run_for(&mut shell("exit 3"), Duration::from_secs(60)).is_err());
+    }
 }

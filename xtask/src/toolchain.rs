@@ -29,6 +29,8 @@ pub(crate) struct Toolchain {
     pub(crate) cargo: PathBuf,
     /// The compiler.
     pub(crate) rustc: PathBuf,
+    /// Where the compiler keeps the source of its library.
+    pub(crate) sysroot: PathBuf,
     /// bpf-linker.
     pub(crate) linker: PathBuf,
     /// Whether unstable options need RUSTC_BOOTSTRAP.
@@ -61,7 +63,8 @@ pub(crate) fn find() -> Result<Toolchain> {
         Some(path) => path.into(),
         None => linker(&compiler)?,
     };
-    Ok(Toolchain { cargo: compiler.cargo, rustc: compiler.rustc, linker, bootstrap: compiler.bootstrap })
+    let Compiler { cargo, rustc, sysroot, bootstrap, .. } = compiler;
+    Ok(Toolchain { cargo, rustc, sysroot, linker, bootstrap })
 }
 
 fn compiler() -> Result<Compiler> {

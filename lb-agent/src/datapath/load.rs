@@ -108,7 +108,7 @@ impl Object {
     }
 
     /// Loads the object: maps that are pinned in the set are used, missing ones are made and pinned, and all programs
-    /// pass the verifier.
+    /// that every node needs pass the verifier; see [`need_l3`], [`need_xdp`].
     ///
     /// # Errors
     /// Nothing is attached; maps that were made stay pinned and are used by the next try.
@@ -121,21 +121,43 @@ impl Object {
             }
         }
         let mut ebpf = loader.load(&self.bytes).map_err(|error| DatapathError::Load(Box::new(error)))?;
-        for name in names::PROGRAMS {
-            // the dearest for the verifier, and not wanted on most nodes
-            if *name == names::LB_XDP && !options.xdp {
-                continue;
-            }
-            let program =
-                ebpf.program_mut(name).ok_or_else(|| DatapathError::Missing { what: "program", name })?;
-            let loaded = match program {
-                Program::SchedClassifier(program) => program.load(),
-                Program::CgroupSockAddr(program) => program.load(),
-                Program::Xdp(program) => program.load(),
-                _ => return Err(DatapathError::Missing { what: "program of the right type", name }),
-            };
-            loaded.map_err(|source| DatapathError::Verifier { program: name, source: Box::new(source) })?;
+        for name in names::PROGRAMS.iter().filter(|name| !L3.contains(name) && **name != names::LB_XDP) {
+            need(&mut ebpf, name)?;
         }
         Ok(ebpf)
     }
+}
+
+/// Programs for devices without a link-layer header. Most nodes have none, and these are half of what the verifier
+/// has to do, which costs the node CPU time at every start.
+const L3: [&str; 2] = [names::LB_TC_IN_L3, names::LB_TC_OUT_L3];
+
+/// Loads the programs for devices without a link-layer header, unless they are loaded already.
+///
+/// # Errors
+/// The verifier refuses one.
+pub(super) fn need_l3(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
+    L3.iter().try_for_each(|name| need(ebpf, name))
+}
+
+/// Loads the XDP program, likewise: no node needs it unless it is asked to.
+///
+/// # Errors
+/// The verifier refuses it.
+pub(super) fn need_xdp(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
+    need(ebpf, names::LB_XDP)
+}
+
+fn need(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
+    let program = ebpf.program_mut(name).ok_or_else(|| DatapathError::Missing { what: "program", name })?;
+    if program.fd().is_ok() {
+        return Ok(());
+    }
+    let loaded = match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        _ => return Err(DatapathError::Missing { what: "program of the right type", name }),
+    };
+    loaded.map_err(|source| DatapathError::Verifier { program: name, source: Box::new(source) })
 }

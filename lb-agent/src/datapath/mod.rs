@@ -62,8 +62,6 @@ pub struct Options {
     pub sizes: Sizes,
     /// NodePorts, kept from ephemeral sockets; inclusive.
     pub nodeports: (u16, u16),
-    /// XDP is wanted on some interface: its program is loaded.
-    pub xdp: bool,
     /// Use clsact filters even where the kernel has TCX.
     pub clsact: bool,
 }
@@ -79,7 +77,6 @@ impl Options {
             node_name: node_name.into(),
             sizes: Sizes::default(),
             nodeports: (30_000, 32_767),
-            xdp: false,
             clsact: false,
         }
     }
@@ -210,7 +207,7 @@ impl Datapath {
             return report;
         }
         report.merge(self.replace(net, set));
-        report.merge(xdp::attach(&self.ebpf, &self.pins, set));
+        report.merge(self.attach_xdp(set));
         if let Some(migration) = &mut self.migration
             && let Err(source) = migration.settle(&self.pins, report.stale == 0)
         {
@@ -278,7 +275,32 @@ impl Datapath {
         Ok(())
     }
 
+    /// As [`xdp::attach`], with the program loaded where it is wanted.
+    fn attach_xdp(&mut self, set: &BTreeMap<u32, Attachment>) -> AttachReport {
+        let wanted: Vec<u32> = set.iter().filter(|(_, a)| a.xdp).map(|(index, _)| *index).collect();
+        let loaded = if wanted.is_empty() { Ok(()) } else { load::need_xdp(&mut self.ebpf) };
+        match loaded {
+            Ok(()) => xdp::attach(&self.ebpf, &self.pins, set),
+            Err(error) => AttachReport {
+                refused: wanted.into_iter().map(|index| (index, error.to_string())).collect(),
+                ..AttachReport::default()
+            },
+        }
+    }
+
     fn replace(&mut self, net: &NodeNet, set: &BTreeMap<u32, Attachment>) -> AttachReport {
+        let refused = set.values().any(|a| a.l3).then(|| load::need_l3(&mut self.ebpf)).transpose();
+        let mut report = self.replace_with_loaded(net, set);
+        if let Err(error) = refused {
+            let source = io::Error::other(error);
+            let interface = "devices without a link-layer header".to_owned();
+            report.errors.push(AttachError { interface, what: "loading their programs", source });
+        }
+        report
+    }
+
+    /// An interface whose program is not loaded is an error in the report, and stops no other.
+    fn replace_with_loaded(&mut self, net: &NodeNet, set: &BTreeMap<u32, Attachment>) -> AttachReport {
         if !self.tcx {
             let mut report = attach::attach_filters(&mut self.ebpf, net, set, &mut self.filters);
             // Links of an agent that had TCX: after the filters, so that no packet meets neither.

@@ -107,6 +107,7 @@ pub fn configure(
             "narrow the range, for example to 32768 60999",
         ));
     }
+    issues.extend(cluster_cidr_issue(node, settings));
     let mut config = LbConfig {
         flags: settings.kernel_flags,
         nodeports: match (node_ports.first(), node_ports.last()) {
@@ -130,6 +131,26 @@ pub fn configure(
         service_cidrs(&mut config, snapshot, tables);
     }
     tables.config = config;
+}
+
+/// A clusterCIDR without the node's primary family, by which nobody is told from a pod there (B77, B165).
+fn cluster_cidr_issue(node: &NodeFacts<'_>, settings: &Settings) -> Option<Issue> {
+    let DetectLocal::ClusterCidr(cidrs) = &settings.detect else { return None };
+    let bound = settings.bind_address.as_ref();
+    let primary = Family::of(*bound.or_else(|| node.spec?.addresses.first())?);
+    if cidrs.is_empty() || cidrs.iter().any(|net| Family::of_net(net) == primary) {
+        return None;
+    }
+    Some(Issue::new(
+        Severity::Warning,
+        "KubeProxyConfiguration",
+        "clusterCIDR",
+        format!(
+            "has no {0} range, and this node's primary address is {0}: nothing in {0} counts as pod traffic",
+            primary.name()
+        ),
+        "add the range of the pods of that family, or choose another detectLocalMode",
+    ))
 }
 
 /// B73-B78.

@@ -93,6 +93,25 @@ async fn b132_headers_and_body() {
 }
 
 #[tokio::test]
+async fn b133_every_answer_is_counted_with_its_code() {
+    let counted = async |status: Status| {
+        let (_sender, reader) = watch::channel(status);
+        let health = Health { status: reader.clone(), metrics: Metrics::new(reader) };
+        healthz(State(health.clone())).await;
+        healthz(State(health.clone())).await;
+        livez(State(health.clone())).await;
+        let text = health.metrics.text();
+        let lines = text.lines().filter(|line| line.starts_with("kubeproxy_proxy_"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let good = ["healthz_total{code=\"200\"} 2", "livez_total{code=\"200\"} 1"];
+    assert_eq!(counted(status(|_| ())).await, good.map(|line| format!("kubeproxy_proxy_{line}")));
+    let leaving = ["healthz_total{code=\"503\"} 2", "livez_total{code=\"200\"} 1"];
+    let lines = counted(status(|s| s.eligible = false)).await;
+    assert_eq!(lines, leaving.map(|line| format!("kubeproxy_proxy_{line}")));
+}
+
+#[tokio::test]
 async fn b136_the_metrics_address() {
     let (code, head, body) = get(status(|_| ()), "/proxyMode", admin_routes).await;
     assert_eq!((code, body.as_str()), (200, "nftables"));
@@ -154,4 +173,30 @@ async fn b134_bind_address_hard_fail_ends_it_and_is_an_event() {
     let event = said.try_recv().unwrap();
     assert_eq!((event.reason, event.warning), ("FailedToStartProxierHealthcheck", true));
     assert!(event.note.contains("in use"), "{}", event.note);
+}
+
+#[tokio::test]
+async fn b134_b135_an_address_that_was_taken_is_served_once_it_is_free() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let (events, mut said) = Events::channel();
+    let on_failure = Some(Event::metric_server_failed());
+    let listen = Listen { name: "metrics", address, only_v6: false, hard_fail: false, on_failure };
+    let routes = Router::new().route("/", any(|| async { "here" }));
+    let server = tokio::spawn(async move { admin::serve(listen, routes, &events).await });
+    assert_eq!(said.recv().await.unwrap().reason, "FailedToStartMetricServer");
+    drop(taken);
+    // it tries again after 5 s
+    let mut answered = String::new();
+    for _ in 0..600 {
+        if let Ok(mut stream) = tokio::net::TcpStream::connect(address).await {
+            stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+            stream.read_to_string(&mut answered).await.unwrap();
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(answered.ends_with("here"), "{answered}");
+    assert!(said.try_recv().is_err(), "said once");
+    server.abort();
 }

@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::Proxy;
 use super::results::Results;
-use crate::run::{output, run, step};
+use crate::run::{output, run, run_for, step};
 use crate::{build, image, packages, paths};
 
 /// Where everything is written unless `LAB` names another folder.
@@ -114,16 +115,25 @@ impl Lab {
     /// # Errors
     /// When Go is missing, or a step fails.
     pub(crate) fn build(&self) -> Result<()> {
+        self.build_for(Duration::MAX).map(drop)
+    }
+
+    /// Builds what is missing, for at most so long; the next call goes on where this one was stopped. Returns whether all
+    /// is there.
+    ///
+    /// # Errors
+    /// As [`Lab::build`].
+    pub(crate) fn build_for(&self, limit: Duration) -> Result<bool> {
         if let Some(obstacle) = self.obstacle() {
             bail!(obstacle);
         }
         packages::need(PROGRAMS)?;
         let stamp = output(self.script("build.sh").arg("--stamp"))?;
         if fs::read_to_string(self.home.join("built")).is_ok_and(|built| built == stamp) {
-            return Ok(());
+            return Ok(true);
         }
         step("building Kubernetes, its tests, containerd and images (once, about 8 minutes)", || {
-            run(&mut self.script("build.sh"))
+            run_for(&mut self.script("build.sh"), limit)
         })
     }
 

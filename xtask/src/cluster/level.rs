@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::lab::Lab;
 use super::{Proxy, results::Results};
@@ -16,23 +17,43 @@ const PROCS: u8 = 8;
 /// Failed specs are tried once more, so many at a time: their time-outs mean little on a busy machine.
 const PROCS_AGAIN: u8 = 2;
 
+/// How long building Kubernetes may take before the level is skipped: a run of all levels is not to hang on a small
+/// machine. What was built so far is kept.
+const BUILD: Duration = Duration::from_secs(20 * 60);
+/// Another number of minutes for it.
+const BUILD_MINUTES: &str = "LAB_BUILD_MINUTES";
+
 /// Builds what is missing, brings the cluster up, runs the list, and takes the cluster down in any case.
 ///
 /// # Errors
-/// When the cluster can't be built or does not come up, a list entry names no spec, or another cluster is up.
+/// When a part of the cluster does not build or come up, a list entry names no spec, or another cluster is up.
 pub(crate) fn run() -> Result<Tally> {
     let lab = Lab::find();
     if let Some(obstacle) = lab.obstacle() {
         return Ok(skip(&obstacle));
     }
     claim(&lab)?;
-    lab.build()?;
     janitor::watch_signals();
+    let limit = build_limit()?;
+    if !lab.build_for(limit)? {
+        return Ok(skip(&format!(
+            "building Kubernetes takes longer than {} minutes here: `cargo xtask cluster build` goes on with it, and \
+             {BUILD_MINUTES} sets another limit",
+            limit.as_secs() / 60
+        )));
+    }
     janitor::command(lab.script("down.sh"));
     let done = judge(&lab);
     janitor::clean();
     ensure!(!lab.is_up(), "the cluster could not be removed");
     done
+}
+
+fn build_limit() -> Result<Duration> {
+    let Ok(given) = std::env::var(BUILD_MINUTES) else { return Ok(BUILD) };
+    let minutes: u64 =
+        given.trim().parse().with_context(|| format!("{BUILD_MINUTES}={given} is no number"))?;
+    Ok(Duration::from_secs(minutes * 60))
 }
 
 fn judge(lab: &Lab) -> Result<Tally> {

@@ -110,18 +110,8 @@ pub(crate) fn must_be_static(agent: &Path) -> Result<()> {
 
 /// Static, and no path of this machine in messages of panics.
 fn flags() -> Result<String> {
-    let home = |name: &str, folder: &str| {
-        let user = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-        std::env::var_os(name).map_or_else(|| user.join(folder), PathBuf::from).display().to_string()
-    };
-    let sysroot = output(clean("rustc").args(["--print", "sysroot"]))?;
-    let paths = [
-        (paths::root().display().to_string(), "/lb"),
-        (home("CARGO_HOME", ".cargo"), "/cargo"),
-        (sysroot.trim().to_owned(), "/rust"),
-    ];
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
-    flags.extend(paths.iter().map(|(from, to)| format!("--remap-path-prefix={from}={to}")));
+    flags.extend(paths::remapped(&sysroot()?));
     Ok(flags.join("\u{1f}"))
 }
 

@@ -20,10 +20,11 @@ const ETCD: &str = "3.6.8";
 const WANTED: [&str; 2] = ["kube-apiserver", "etcd"];
 
 /// Folder with kube-apiserver and etcd: `KUBEBUILDER_ASSETS` (envtest's convention), else what the cluster lab has
-/// built (`$LAB/bin`), else our own cache, filled by Go once. `Err` in `Ok` says why there is none.
+/// built (`$LAB/bin`), else our own cache, filled by Go once. `Err` in `Ok` says why there is none: no Go, or a build
+/// that failed.
 ///
 /// # Errors
-/// When `KUBEBUILDER_ASSETS` is set and lacks one, or the build fails.
+/// When `KUBEBUILDER_ASSETS` is set and lacks one.
 pub(crate) fn binaries() -> Result<Result<PathBuf, String>> {
     if let Some(folder) = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from) {
         anyhow::ensure!(
@@ -41,15 +42,15 @@ pub(crate) fn binaries() -> Result<Result<PathBuf, String>> {
             return Ok(Ok(folder));
         }
     }
-    if !crate::run::on_path("go") {
-        return Ok(Err(format!(
-            "no {}: set KUBEBUILDER_ASSETS to a folder that has them, or install Go {} to build them",
-            WANTED.join(", "),
-            build::GO
-        )));
+    let missing = format!("no {}: set KUBEBUILDER_ASSETS to a folder that has them", WANTED.join(", "));
+    let Some(go) = build::go() else {
+        return Ok(Err(format!("{missing}, or install Go {} to build them", build::GO)));
+    };
+    match build::build(&go, &own) {
+        Ok(()) => Ok(Ok(own)),
+        // no network, another Go: the machine's, not ours
+        Err(error) => Ok(Err(format!("{missing}; Go could not build them: {error:#}"))),
     }
-    build::build(&own)?;
-    Ok(Ok(own))
 }
 
 /// Our cache, outside of the tree so that it survives a fresh clone; one folder per version.

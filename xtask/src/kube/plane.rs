@@ -3,7 +3,7 @@
 //! The first server's certificate does not name the server's own IPv4 address, as with a cluster whose certificate
 //! lists only what the installer knew: whoever comes by a last known endpoint has to ask for `kubernetes.default.svc`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -23,8 +23,17 @@ pub(crate) const HOSTS: [[&str; 2]; 2] =
 /// Port of every API server.
 pub(crate) const PORT: u16 = 6443;
 /// How long a server may take to be ready.
-const READY_LIMIT: Duration = Duration::from_secs(120);
+const READY_LIMIT: Duration = Duration::from_secs(300);
 const ETCD: &str = "http://192.0.2.201:2379";
+/// Every request of the agent's account leaves a line, and nobody else's.
+const AUDIT_POLICY: &str = r#"apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- level: Metadata
+  users: ["system:serviceaccount:kube-system:lb-agent"]
+- level: None
+"#;
 const JSON: &str = "application/json";
 const MERGE: &str = "application/merge-patch+json";
 
@@ -54,6 +63,7 @@ impl ControlPlane {
         }
         pki.server("server0", &[HOSTS[0][1]])?;
         pki.server("server1", &HOSTS[1])?;
+        fs::write(folder.join("audit-policy.yaml"), AUDIT_POLICY)?;
         let namespaces: [String; 2] = namespaces.try_into().map_err(|_| anyhow::anyhow!("two hosts"))?;
         let data = folder.join("etcd").display().to_string();
         let peer = "http://127.0.0.1:2380";
@@ -113,11 +123,38 @@ impl ControlPlane {
             "--authorization-mode=RBAC".into(),
             "--profiling=false".into(),
             "--shutdown-delay-duration=0s".into(),
+            format!("--audit-policy-file={}", self.folder.join("audit-policy.yaml").display()),
+            format!("--audit-log-path={}", self.audit_log(index).display()),
         ];
         let log = self.log(index);
         let binary = self.binaries.join("kube-apiserver");
         self.servers[index] = Some(spawn(&self.namespaces[index], &binary, &arguments, &log)?);
         Ok(())
+    }
+
+    fn audit_log(&self, index: usize) -> PathBuf {
+        self.folder.join(format!("audit-{}.log", index + 1))
+    }
+
+    /// What the watched service account has asked the servers for since they were made, as
+    /// (verb, API group, resource), and the paths that are no resources; whether it was let or not.
+    ///
+    /// # Errors
+    /// When a server's audit log can't be read.
+    pub(crate) fn asked(&self) -> Result<BTreeSet<(String, String, String)>> {
+        let mut asked = BTreeSet::new();
+        for index in [0, 1] {
+            let path = self.audit_log(index);
+            let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            // a server that was killed may have left half a line
+            for entry in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+                let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                let about = &entry["objectRef"];
+                let resource = word(if about.is_null() { &entry["requestURI"] } else { &about["resource"] });
+                asked.insert((word(&entry["verb"]), word(&about["apiGroup"]), resource));
+            }
+        }
+        Ok(asked)
     }
 
     fn log(&self, index: usize) -> PathBuf {
@@ -198,8 +235,10 @@ impl ControlPlane {
         let made = self.request(server, "POST", collection, JSON, &item.body);
         match made {
             Ok(_) => {}
-            Err(error) if error.to_string().contains(": 409 ") => {
-                self.request(server, "PATCH", &item.path, MERGE, &item.body)?;
+            // 422: its own ClusterIPs are taken
+            Err(error) if [": 409 ", ": 422 "].iter().any(|code| error.to_string().contains(code)) => {
+                let changed = self.request(server, "PATCH", &item.path, MERGE, &item.body);
+                changed.map_err(|second| second.context(error))?;
             }
             Err(error) => return Err(error),
         }
@@ -228,6 +267,14 @@ impl ControlPlane {
         let answer: Value =
             serde_json::from_str(&self.request(server, "POST", &path, JSON, &body.to_string())?)?;
         Ok(answer["status"]["token"].as_str().context("no token")?.to_owned())
+    }
+
+    /// An object or a list.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub(crate) fn get(&self, server: usize, path: &str) -> Result<Value> {
+        Ok(serde_json::from_str(&self.request(server, "GET", path, JSON, "")?)?)
     }
 
     /// Folder with `token` and `ca.crt`, as a pod has it.
@@ -280,7 +327,7 @@ impl ControlPlane {
             "curl",
             "-sS",
             "--max-time",
-            "20",
+            "60",
             "-w",
             "\n%{http_code}",
             "--resolve",

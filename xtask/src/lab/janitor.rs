@@ -51,6 +51,16 @@ pub(crate) fn ended(pid: u32) {
     with(|left| left.pids.retain(|known| *known != pid as i32));
 }
 
+/// Notes a process of ours that leads a process group, with all of the group.
+pub(crate) fn group(leader: u32) {
+    with(|left| left.pids.push(-(leader as i32))); // kill and waitpid take a group as a negative number
+}
+
+/// Forgets a group whose leader was waited for.
+pub(crate) fn group_ended(leader: u32) {
+    with(|left| left.pids.retain(|known| *known != -(leader as i32)));
+}
+
 /// Notes a network namespace that is about to be made.
 pub(crate) fn namespace(name: &str) {
     with(|left| left.namespaces.push(name.into()));

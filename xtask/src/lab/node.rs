@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -24,8 +24,11 @@ fi
 exec "$@"
 "#;
 
-/// How long an agent may take to be healthy.
-pub(crate) const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long an agent may take to be healthy: 2 s on an idle machine, 30 s were seen when the verifier got a tenth of a
+/// CPU. One that ends by itself is noticed at once.
+pub(crate) const START_LIMIT: Duration = Duration::from_secs(180);
+/// How long an agent may take to obey SIGTERM.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// Where an agent's objects come from when it is not the lab's folder of manifests.
 #[derive(Clone, Debug, Default)]
@@ -197,11 +200,24 @@ impl Node {
         Ok(())
     }
 
+    /// Number of the agent's process.
+    pub(crate) fn agent_id(&self) -> Option<u32> {
+        self.agent.as_ref().map(Child::id)
+    }
+
     /// Waits until `/healthz` is 200.
     ///
     /// # Errors
     /// As [`Node::start_agent`].
     pub(crate) fn wait_healthy(&mut self) -> Result<()> {
+        self.wait_healthy_for(START_LIMIT)
+    }
+
+    /// As [`Node::wait_healthy`], for so long.
+    ///
+    /// # Errors
+    /// As [`Node::start_agent`].
+    pub(crate) fn wait_healthy_for(&mut self, limit: Duration) -> Result<()> {
         let begin = Instant::now();
         loop {
             if self.http("127.0.0.1:10256", "/healthz")?.status == 200 {
@@ -213,9 +229,9 @@ impl Node {
                 janitor::ended(self.agent.take().map_or(0, |child| child.id()));
                 bail!("the agent of {} ended with {status}; its log ends:\n{}", self.name, self.log_end());
             }
-            if begin.elapsed() > START_LIMIT {
+            if begin.elapsed() > limit {
                 bail!(
-                    "the agent of {} isn't healthy after {START_LIMIT:?}; its log ends:\n{}",
+                    "the agent of {} isn't healthy after {limit:?}; its log ends:\n{}",
                     self.name,
                     self.log_end()
                 );
@@ -233,7 +249,7 @@ impl Node {
     /// Ends the agent with a signal and waits for it. What it programmed stays in the kernel.
     ///
     /// # Errors
-    /// When no agent runs, or SIGTERM is not obeyed in 15 s (it is killed then).
+    /// When no agent runs, or SIGTERM is not obeyed in time (it is killed then).
     pub(crate) fn stop_agent(&mut self, signal: libc::c_int) -> Result<()> {
         let mut child = self.agent.take().context("no agent runs")?;
         // SAFETY: kill takes numbers; the child was not waited for, so its number is its own.
@@ -243,7 +259,7 @@ impl Node {
             if child.try_wait()?.is_some() {
                 break true;
             }
-            if begin.elapsed() > Duration::from_secs(15) {
+            if begin.elapsed() > STOP_LIMIT {
                 child.kill()?;
                 child.wait()?;
                 break false;
@@ -251,8 +267,26 @@ impl Node {
             std::thread::sleep(Duration::from_millis(10));
         };
         janitor::ended(child.id());
-        ensure!(obeyed, "the agent of {} did not end by signal {signal} in 15 s", self.name);
+        ensure!(obeyed, "the agent of {} did not end by signal {signal} in {STOP_LIMIT:?}", self.name);
         Ok(())
+    }
+
+    /// Waits for an agent that ends by itself.
+    ///
+    /// # Errors
+    /// When no agent runs, or it does not end in time.
+    pub(crate) fn wait_ended(&mut self) -> Result<ExitStatus> {
+        let child = self.agent.as_mut().context("no agent runs")?;
+        let begin = Instant::now();
+        let status = loop {
+            match child.try_wait()? {
+                Some(status) => break status,
+                None if begin.elapsed() > STOP_LIMIT => bail!("the agent of {} does not end", self.name),
+                None => std::thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        janitor::ended(self.agent.take().map_or(0, |child| child.id()));
+        Ok(status)
     }
 
     /// Runs a subcommand of the agent in the node (`status`, `cleanup --kube-proxy`) and returns what it printed.

@@ -64,6 +64,8 @@ pub(crate) struct Tally {
     pub(crate) bytes: u64,
     /// The longest time without a byte on a long transfer, ms.
     pub(crate) stall_ms: u64,
+    /// The longest time by which the machine woke a sleeping thread late, ms: what no data path is to blame for.
+    pub(crate) late_ms: u64,
     /// Datagrams that were answered rightly.
     pub(crate) datagrams: u64,
     /// Datagrams without an answer. UDP may lose some, so they are counted apart.
@@ -86,6 +88,7 @@ impl Tally {
         self.transfers += other.transfers;
         self.bytes += other.bytes;
         self.stall_ms = self.stall_ms.max(other.stall_ms);
+        self.late_ms = self.late_ms.max(other.late_ms);
         self.datagrams += other.datagrams;
         self.lost += other.lost;
         self.resets += other.resets;
@@ -135,7 +138,7 @@ impl fmt::Display for Tally {
         write!(
             f,
             "{} short connections (slowest {} ms), {} long transfers of {} kB (longest stall {} ms), {} datagrams \
-             ({} lost): {} resets, {} wrong answers, {} other failures",
+             ({} lost), sleepers woken up to {} ms late: {} resets, {} wrong answers, {} other failures",
             self.connections,
             self.slowest_ms,
             self.transfers,
@@ -143,6 +146,7 @@ impl fmt::Display for Tally {
             self.stall_ms,
             self.datagrams,
             self.lost,
+            self.late_ms,
             self.resets,
             self.wrong,
             self.failures.values().sum::<u64>(),
@@ -203,6 +207,8 @@ impl Traffic {
             };
             threads.extend([run(short_connections), run(long_transfer), run(datagrams)]);
         }
+        let clock = Clock { begin, pause, stop: stop.clone() };
+        threads.push(std::thread::spawn(move || lateness(&clock)));
         Self { stop, threads }
     }
 
@@ -228,6 +234,18 @@ impl Clock {
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
+}
+
+/// Sends nothing: how late the machine wakes a thread that sleeps as long as one of the others.
+fn lateness(clock: &Clock) -> Tally {
+    let mut tally = Tally::default();
+    while !clock.stopped() {
+        let begin = Instant::now();
+        std::thread::sleep(BEAT);
+        let late = begin.elapsed().saturating_sub(BEAT);
+        tally.late_ms = tally.late_ms.max(late.as_millis() as u64);
+    }
+    tally
 }
 
 fn short_connections(target: &Target, clock: &Clock) -> Tally {

@@ -228,6 +228,8 @@ fn requests_too_big(context: &mut Context, far: &mut Far, family: usize, wanted:
     let bulk = far.worker.ask(&Ask::Bulk { to, bytes: 2 << 20 })?;
     ensure!(bulk.error.is_none() && bulk.millis < 5000, "4 MiB by {to}: {bulk:?}");
     let mtu = learnt(&far.client, &node)?;
+    // an overlay's MTU is that of its pods' devices, and so in their MSS: there is nothing to learn
+    let wanted = if context.lab.kind == Kind::Overlay { 0 } else { wanted };
     ensure!(mtu == wanted, "TCP: the client knows a path MTU of {mtu} to {node}, not {wanted}");
     Ok(())
 }

@@ -155,12 +155,16 @@ fn l3_device(context: &mut Context) -> Result<()> {
     let routes = |namespace: &str, other: usize, back: bool| {
         let (four, six) = (format!("10.77.{other}.0/24"), format!("fd77:0:0:{other}::/64"));
         let lines = match (back, overlay) {
-            (false, _) => [format!("route replace {four} dev tun7"), format!("route replace {six} dev tun7")],
-            (true, false) => [
+            (false, _) => {
+                vec![format!("route replace {four} dev tun7"), format!("route replace {six} dev tun7")]
+            }
+            (true, false) => vec![
                 format!("route replace {four} via 192.0.2.1{other}"),
                 format!("route replace {six} via 2001:db8:1::1{other}"),
             ],
-            (true, true) => [
+            // the gateways are inside: found behind the tunnel while the route to it is there
+            (true, true) => vec![
+                format!("route delete {six}"),
                 format!("route replace {four} via 10.77.{other}.0 dev vx0 onlink"),
                 format!("route replace {six} via fd77:0:0:{other}:: dev vx0 onlink"),
             ],

@@ -6,8 +6,11 @@ use lb_common::abi::{
     ROLE_NODEPORT, ROLE_SNAT,
 };
 
-use crate::fixture::{World, cidr, edge, ip, settings};
+use std::sync::Arc;
+
+use crate::fixture::{World, cidr, edge, ip, node, settings};
 use crate::model::settings::{DetectLocal, Mode, Settings, SocketLb};
+use crate::model::{NodeSpec, Object};
 
 #[test]
 fn interfaces_masquerade_to_their_own_address_their_bridges_or_the_nodes() {
@@ -34,6 +37,48 @@ fn b73_cluster_cidr_detects_by_the_first_of_each_family() {
 fn b74_node_cidr_detects_by_the_nodes_pod_cidrs() {
     let config = World::with(Settings { detect: DetectLocal::NodeCidr, ..settings() }).after(0).config;
     assert_eq!((config.pod_cidr4, config.pod_mask4), ([10, 77, 1, 0], [255, 255, 255, 0]));
+}
+
+/// kube-proxy exits then, to be started with the new facts.
+#[test]
+fn b155_pod_cidrs_and_addresses_of_the_node_that_change_act_at_once() {
+    let mut world = World::with(Settings { detect: DetectLocal::NodeCidr, ..settings() });
+    world.after(0);
+    let become_node = |world: &mut World, node: NodeSpec| world.put(Object::Node(Arc::new(node)));
+    let moved = NodeSpec {
+        pod_cidrs: vec![cidr("fd77:0:9::/64"), cidr("10.99.0.0/16")],
+        addresses: vec![ip("198.18.7.11")],
+        ..node()
+    };
+    become_node(&mut world, moved);
+    world.net.links.get_mut(&2).unwrap().addresses.push((ip("198.18.7.11"), 32));
+    let tables = world.after(1);
+    let config = &tables.config;
+    assert_eq!((config.pod_cidr4, config.pod_mask4), ([10, 99, 0, 0], [255, 255, 0, 0]));
+    assert_eq!(config.pod_cidr6[..6], [0xfd, 0x77, 0, 0, 0, 9]);
+    assert_eq!(tables.node4[&[198, 18, 7, 11]], NODE_LOCAL | NODE_NODEPORT, "`primary` follows");
+    assert_eq!(tables.node4[&[192, 0, 2, 11]], NODE_LOCAL);
+    let none = NodeSpec { pod_cidrs: Vec::new(), ..node() };
+    become_node(&mut world, none);
+    assert_eq!(world.after(2).config.flags & (CFG_DETECT_CIDR4 | CFG_DETECT_CIDR6), 0);
+}
+
+#[test]
+fn b165_a_cluster_cidr_without_the_primary_family_is_named() {
+    let named = |cidrs: &[&str], bind: Option<&str>| {
+        let detect = DetectLocal::ClusterCidr(cidrs.iter().map(|c| cidr(c)).collect());
+        let mut world = World::with(Settings { detect, bind_address: bind.map(ip), ..settings() });
+        let (_, issues) = world.plan();
+        issues.iter().map(|issue| issue.to_string()).collect::<Vec<_>>()
+    };
+    for right in [&["10.77.0.0/16"][..], &["fd77::/32", "10.77.0.0/16"], &[]] {
+        assert_eq!(named(right, None), [""; 0]);
+    }
+    assert_eq!(named(&["fd77::/32"], Some("2001:db8::11")), [""; 0], "IPv6 is the primary family");
+    let issues = named(&["fd77::/32"], None);
+    assert!(issues.len() == 1 && issues[0].contains("clusterCIDR: has no IPv4 range"), "{issues:?}");
+    let issues = named(&["10.77.0.0/16"], Some("2001:db8::11"));
+    assert!(issues.len() == 1 && issues[0].contains("clusterCIDR: has no IPv6 range"), "{issues:?}");
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! Rights that are missing, objects that are missing, servers that lack a resource.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
-use super::{Api, Case, FIRST, SECOND};
+use super::{Api, Case, FIRST, SECOND, SLOW};
 use crate::kube::plane::ControlPlane;
 use crate::netns::MOVING;
 use crate::{lab, paths};
@@ -14,6 +16,7 @@ pub(super) const CASES: &[Case] = &[
     ("b169_servicecidrs_that_may_not_be_read_are_no_obstacle", without_service_cidrs),
     ("b154_a_node_that_does_not_exist_is_awaited_and_named", missing_node),
     ("credentials_that_are_not_accepted_are_named", unauthorized),
+    ("b166_b167_every_right_is_used_and_nothing_else_is_asked_for", exact),
 ];
 
 const ROLE: &str = "/apis/rbac.authorization.k8s.io/v1/clusterroles/lb-agent";
@@ -101,4 +104,44 @@ fn unauthorized(api: &mut Api) -> Result<()> {
     // the token file is read anew
     api.begin(api.feed(&[SECOND]))?;
     api.healthy()
+}
+
+/// The servers' audit logs against the shipped role: what all cases so far have asked for.
+fn exact(api: &mut Api) -> Result<()> {
+    api.healthy()?;
+    let granted = granted(&api.plane.get(FIRST, ROLE)?).context("the role has another shape")?;
+    let begin = Instant::now();
+    loop {
+        let asked = api.plane.asked()?;
+        if asked == granted {
+            return Ok(());
+        }
+        let extra: Vec<_> = asked.difference(&granted).collect();
+        ensure!(extra.is_empty(), "asked for without a right in the role: {extra:?}");
+        // the event of the agent's start may be under way
+        ensure!(
+            begin.elapsed() < SLOW,
+            "in the role and never asked for: {:?}",
+            granted.difference(&asked).collect::<Vec<_>>()
+        );
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// (verb, API group, resource) of every rule of a role.
+fn granted(role: &serde_json::Value) -> Option<BTreeSet<(String, String, String)>> {
+    let words = |rule: &serde_json::Value, field: &str| -> Option<Vec<String>> {
+        rule[field].as_array()?.iter().map(|word| word.as_str().map(str::to_owned)).collect()
+    };
+    let mut granted = BTreeSet::new();
+    for rule in role["rules"].as_array()? {
+        for group in words(rule, "apiGroups")? {
+            for resource in words(rule, "resources")? {
+                for verb in words(rule, "verbs")? {
+                    granted.insert((verb, group.clone(), resource.clone()));
+                }
+            }
+        }
+    }
+    Some(granted)
 }
