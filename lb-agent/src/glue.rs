@@ -197,14 +197,14 @@ struct XdpState {
 
 impl XdpState {
     /// Logs what changed. `busy`: the kernel refused an interface, which may change without an event.
-    fn tell(&mut self, on: &Vec<String>, refused: &Vec<String>, busy: bool) {
+    fn tell(&mut self, on: &[String], refused: &[String], busy: bool) {
         for line in refused.iter().filter(|line| !self.refused.contains(line)) {
             warn!("{line}");
         }
         if *on != self.on {
             info!(interfaces = on.join(","), "XDP");
         }
-        (self.on, self.refused) = (on.clone(), refused.clone());
+        (self.on, self.refused) = (on.to_vec(), refused.to_vec());
         self.again = busy.then(|| Instant::now() + XDP_RETRY);
     }
 
@@ -282,7 +282,7 @@ impl Kernel for NodeKernel {
                 .iter()
                 .map(|(index, why)| format!("{}: no XDP, packets are balanced at TC: {why}", name(index))),
         );
-        let xdp = report.xdp.iter().map(name).collect();
+        let xdp: Vec<String> = report.xdp.iter().map(name).collect();
         self.xdp_state.tell(&xdp, &refused, !report.refused.is_empty());
         AttachReport { attached: interfaces.len(), interfaces, failures, xdp, refused }
     }

@@ -46,7 +46,8 @@ pub fn xdp_in<F: LoadAddr>(
     }
     let frontend =
         roles & ROLE_FRONTEND != 0 || roles & ROLE_NODEPORT != 0 && is_nodeport(config, packet.dport);
-    if !frontend && !(roles & ROLE_SNAT != 0 && in_pool(config, packet.dport)) {
+    let masqueraded = roles & ROLE_SNAT != 0 && in_pool(config, packet.dport);
+    if !frontend && !masqueraded {
         return XdpStep::Up;
     }
     work.key = tuple(&work.packet, POS_IN);

@@ -135,12 +135,15 @@ fn usable(message: &AddressMessage) -> Option<(Rank, IpAddr)> {
     Some((rank, address))
 }
 
+/// MAC addresses by (ifindex, address).
+type Neighbours = BTreeMap<(u32, IpAddr), [u8; 6]>;
+
 /// Neighbours of these interfaces that have a MAC address which the kernel believes, by (ifindex, address); the second
 /// part are those that nobody has confirmed lately.
 pub(super) fn neighbours(
     messages: &[NeighbourMessage],
     of: impl Fn(u32) -> bool,
-) -> (BTreeMap<(u32, IpAddr), [u8; 6]>, Vec<(u32, IpAddr)>) {
+) -> (Neighbours, Vec<(u32, IpAddr)>) {
     let (mut known, mut stale) = (BTreeMap::new(), Vec::new());
     for message in messages.iter().filter(|message| of(message.header.ifindex)) {
         use NeighbourState::{Delay, Noarp, Permanent, Probe, Reachable, Stale};

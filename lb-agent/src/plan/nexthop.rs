@@ -46,9 +46,11 @@ mod tests {
 
     fn node(up: bool, neighbours: impl IntoIterator<Item = (u32, IpAddr)>) -> Desired {
         let link = Link { mtu: 1500, mac: [2; 6], up, ..Link::default() };
-        let mut net = NodeNet::default();
-        net.links = BTreeMap::from([(2, link.clone()), (3, link)]);
-        net.neighbours = neighbours.into_iter().map(|key| (key, [7; 6])).collect();
+        let net = NodeNet {
+            links: BTreeMap::from([(2, link.clone()), (3, link)]),
+            neighbours: neighbours.into_iter().map(|key| (key, [7; 6])).collect(),
+            ..NodeNet::default()
+        };
         let with = |xdp| Attachment { pod_facing: false, l3: false, xdp };
         let mut tables = Desired::default();
         add(&net, &BTreeMap::from([(2, with(true)), (3, with(false))]), &mut tables);

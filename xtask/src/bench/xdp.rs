@@ -498,7 +498,7 @@ impl Loaded {
         filter.roles.copy_from_slice(&world.filter());
         let mut map: Array<&mut MapData, RoleFilter> =
             self.ebpf.map_mut(names::LB_ROLES).context("roles")?.try_into()?;
-        Ok(map.set(0, &filter, 0)?)
+        Ok(map.set(0, filter, 0)?)
     }
 
     fn counter(&self, counter: Counter) -> Result<u64> {
