@@ -50,7 +50,9 @@ pub fn attach_set(net: &NodeNet) -> BTreeMap<u32, Attachment> {
     net.links
         .iter()
         .filter(|(_, link)| wanted(net, link))
-        .map(|(index, link)| (*index, Attachment { pod_facing: pod_facing(net, link), l3: !link.ethernet }))
+        .map(|(index, link)| {
+            (*index, Attachment { pod_facing: pod_facing(net, link), l3: !link.ethernet, xdp: false })
+        })
         .collect()
 }
 

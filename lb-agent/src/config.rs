@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::datapath::sizes::{self, Sizes};
 use crate::kubeproxy::{self, ConfigError, Conntrack, Parsed, ProxyConfig};
-use crate::model::settings::{DetectLocal, Settings, SocketLb};
+use crate::model::settings::{DetectLocal, Settings, SocketLb, Xdp};
 use crate::sys;
 use crate::watch::api::ApiSource;
 use crate::watch::api::bootstrap::{Bootstrap, BootstrapError, SERVICE_ACCOUNT};
@@ -132,7 +132,8 @@ pub struct RunArgs {
     /// Masquerade external traffic also where the answer passes this node anyway, as kube-proxy does
     #[arg(long)]
     pub masquerade_local: bool,
-    /// XDP on uplinks: not yet available; packets are balanced at TC
+    /// Interfaces (names; `*` at the end stands for any rest) whose traffic to backends on other nodes is sent on in
+    /// front of the stack; `auto`: physical uplinks. It bypasses netfilter there. What can't carry it is served at TC
     #[arg(long, value_name = "auto|off|IFACE,...")]
     pub xdp: Option<String>,
     /// Where /healthz and /livez answer; wins over --config. Default 0.0.0.0:10256
@@ -273,9 +274,6 @@ impl RunArgs {
     pub fn resolve(&self) -> Result<RunConfig, StartError> {
         let (Parsed { config: mut proxy, mut warnings, effective }, file) = self.proxy_config()?;
         let kubeconfig = proxy.kubeconfig.take().map(PathBuf::from);
-        if self.xdp.as_deref().is_some_and(|x| x != "off") {
-            warnings.push("--xdp is not yet available; packets are balanced at TC".to_owned());
-        }
         let address = |field, flag: &Option<String>, configured: SocketAddr| match flag {
             Some(text) => kubeproxy::socket(field, text, ""),
             None => Ok(configured),
@@ -378,10 +376,22 @@ impl RunArgs {
             detect: proxy.detect,
             socket_lb: self.socket_lb,
             reject_rate: self.reject_rate,
+            xdp: xdp(self.xdp.as_deref()),
             min_sync: proxy.min_sync,
             sync: proxy.sync,
             ..Settings::for_node(&name)
         })
+    }
+}
+
+/// The value of `--xdp`.
+fn xdp(value: Option<&str>) -> Xdp {
+    match value.map(str::trim) {
+        None | Some("" | "off") => Xdp::Off,
+        Some("auto") => Xdp::Auto,
+        Some(names) => {
+            Xdp::Named(names.split(',').map(str::trim).filter(|n| !n.is_empty()).map(str::to_owned).collect())
+        }
     }
 }
 

@@ -86,7 +86,9 @@ fn own_settings_and_their_defaults() {
         ["--node-name", "a", "--manifests", "d", "--socket-lb", "all", "--masquerade-local", "--xdp", "auto"];
     let own = run(&own).unwrap();
     assert_eq!((own.settings.socket_lb, own.settings.masquerade_local), (SocketLb::All, true));
-    assert!(own.warnings.iter().any(|w| w.contains("--xdp")));
+    assert_eq!((plain.settings.xdp, own.settings.xdp), (Xdp::Off, Xdp::Auto));
+    let named = run(&["--node-name", "a", "--manifests", "d", "--xdp", "eth0, en*,"]).unwrap();
+    assert_eq!(named.settings.xdp, Xdp::Named(vec!["eth0".into(), "en*".into()]));
 }
 
 #[test]

@@ -114,13 +114,14 @@ pub(crate) fn net() -> NodeNet {
         ephemeral: (32_768, 60_999),
         reserved: Vec::new(),
         source_rules: false,
+        ..NodeNet::default()
     }
 }
 
 /// Their attach set.
 pub(crate) fn attachments() -> BTreeMap<u32, Attachment> {
-    let pod = Attachment { pod_facing: true, l3: false };
-    BTreeMap::from([(2, Attachment { pod_facing: false, l3: false }), (4, pod), (5, pod)])
+    let pod = Attachment { pod_facing: true, l3: false, xdp: false };
+    BTreeMap::from([(2, Attachment { pod_facing: false, l3: false, xdp: false }), (4, pod), (5, pod)])
 }
 
 pub(crate) fn node() -> NodeSpec {

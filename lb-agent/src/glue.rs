@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use lb_common::abi::names;
 use lb_common::counter::Counter;
@@ -11,7 +12,6 @@ use tracing::{error, info, warn};
 
 use crate::apply::Applier;
 use crate::apply::bpf::BpfMaps;
-use crate::attachset::attach_set;
 use crate::config::{KernelArgs, NodeDuties, RunConfig};
 use crate::datapath::memory::mebibytes;
 use crate::datapath::{self, Datapath, Options};
@@ -20,15 +20,19 @@ use crate::gc::{Sweeper, Timeouts};
 use crate::kernel::{ApplyReport, AttachReport, Kernel, KernelError, Usage};
 use crate::kubeproxy;
 use crate::links::{Attachment, NodeNet};
-use crate::model::settings::{Limits, SocketLb};
+use crate::model::settings::{Limits, SocketLb, Xdp};
 use crate::net;
 use crate::node;
 use crate::sockets::cutover::{Cutover, moves};
 use crate::sockets::source::Sources;
 use crate::sys::bpf::RawMap;
+use crate::xdpset::with_xdp;
 
 /// Flow entries that one sweep looks at: a pass over a full table of a million takes about a minute.
 const SWEEP: u32 = 16_384;
+
+/// How long an interface that refused XDP is left alone.
+const XDP_RETRY: Duration = Duration::from_secs(30);
 
 /// The kernel of this node.
 #[derive(Debug)]
@@ -39,6 +43,8 @@ pub struct NodeKernel {
     sources: Sources,
     cutover: Cutover,
     sockets: SocketLb,
+    xdp: Xdp,
+    xdp_state: XdpState,
     sockets_done: bool,
     /// Live entries of the flow tables, by the last whole sweep.
     flows: BTreeMap<&'static str, u64>,
@@ -68,6 +74,8 @@ pub fn open(config: &RunConfig) -> Result<NodeKernel, KernelError> {
         sources,
         cutover,
         sockets: config.settings.socket_lb,
+        xdp: config.settings.xdp.clone(),
+        xdp_state: XdpState::default(),
         sockets_done: false,
         flows: BTreeMap::new(),
     })
@@ -160,9 +168,9 @@ pub fn prepare_node(duties: &NodeDuties) -> Vec<String> {
     failed
 }
 
-/// Watches the node's network until `net` is dropped.
-pub async fn watch_net(net: watch::Sender<NodeNet>) {
-    if let Err(error) = net::watch(net).await {
+/// Watches the node's network, with what XDP needs, until `net` is dropped.
+pub async fn watch_net(net: watch::Sender<NodeNet>, xdp: Xdp) {
+    if let Err(error) = net::watch(net, xdp).await {
         error!(%error, "The node's network cannot be watched");
     }
 }
@@ -177,6 +185,32 @@ fn said(error: impl Display) -> KernelError {
 
 fn lines<E: Display>(errors: &[E]) -> Vec<String> {
     errors.iter().map(ToString::to_string).collect()
+}
+
+/// What was said of XDP, and when interfaces that refused it are asked again.
+#[derive(Debug, Default)]
+struct XdpState {
+    on: Vec<String>,
+    refused: Vec<String>,
+    again: Option<Instant>,
+}
+
+impl XdpState {
+    /// Logs what changed. `busy`: the kernel refused an interface, which may change without an event.
+    fn tell(&mut self, on: &[String], refused: &[String], busy: bool) {
+        for line in refused.iter().filter(|line| !self.refused.contains(line)) {
+            warn!("{line}");
+        }
+        if *on != self.on {
+            info!(interfaces = on.join(","), "XDP");
+        }
+        (self.on, self.refused) = (on.to_vec(), refused.to_vec());
+        self.again = busy.then(|| Instant::now() + XDP_RETRY);
+    }
+
+    fn is_due(&self) -> bool {
+        self.again.is_some_and(|again| Instant::now() >= again)
+    }
 }
 
 impl NodeKernel {
@@ -200,7 +234,7 @@ impl NodeKernel {
 
 impl Kernel for NodeKernel {
     fn attach_set(&self, net: &NodeNet) -> BTreeMap<u32, Attachment> {
-        attach_set(net)
+        with_xdp(net, &self.xdp).0
     }
 
     fn config_flags(&self) -> u32 {
@@ -241,7 +275,16 @@ impl Kernel for NodeKernel {
         {
             failures.push(format!("removing the tables of an earlier agent: {error}"));
         }
-        AttachReport { attached: interfaces.len(), interfaces, failures }
+        let (_, mut refused) = with_xdp(net, &self.xdp);
+        refused.extend(
+            report
+                .refused
+                .iter()
+                .map(|(index, why)| format!("{}: no XDP, packets are balanced at TC: {why}", name(index))),
+        );
+        let xdp: Vec<String> = report.xdp.iter().map(name).collect();
+        self.xdp_state.tell(&xdp, &refused, !report.refused.is_empty());
+        AttachReport { attached: interfaces.len(), interfaces, failures, xdp, refused }
     }
 
     fn apply(&mut self, desired: &Desired) -> ApplyReport {
@@ -276,7 +319,7 @@ impl Kernel for NodeKernel {
         if !intact {
             self.sockets_done = false;
         }
-        intact
+        intact && !self.xdp_state.is_due()
     }
 
     fn sweep(&mut self) {

@@ -32,6 +32,10 @@ pub struct AttachReport {
     pub interfaces: Vec<String>,
     /// What failed, with interface and program; empty = exactly the attach set carries our programs.
     pub failures: Vec<String>,
+    /// Names of the interfaces that carry XDP, too.
+    pub xdp: Vec<String>,
+    /// Interfaces that were to carry XDP and do not, each with the reason. No failure: TC does the work.
+    pub refused: Vec<String>,
 }
 
 /// How full a table is.

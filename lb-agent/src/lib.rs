@@ -29,3 +29,4 @@ pub mod store;
 pub mod sys;
 pub mod tasks;
 pub mod watch;
+pub mod xdpset;

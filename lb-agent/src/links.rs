@@ -18,6 +18,10 @@ pub struct NodeNet {
     pub reserved: Vec<(u16, u16)>,
     /// Some routing rule of either family looks at the source address (`ip rule from`).
     pub source_rules: bool,
+    /// There are xfrm (IPsec) policies. Looked for only where XDP is asked for.
+    pub xfrm_policies: bool,
+    /// MAC addresses of the resolved neighbours of interfaces that may carry XDP, by (ifindex, address).
+    pub neighbours: BTreeMap<(u32, IpAddr), [u8; 6]>,
 }
 
 /// One interface.
@@ -43,6 +47,10 @@ pub struct Link {
     pub addresses: Vec<(IpAddr, u8)>,
     /// A default route of the main table leaves by it.
     pub default_route: bool,
+    /// Largest IP packet, in bytes.
+    pub mtu: u32,
+    /// The device takes VLAN tags off (`rxvlan`). Looked for only where XDP is asked for.
+    pub strips_tags: bool,
 }
 
 /// What the agent makes of an interface.
@@ -52,4 +60,6 @@ pub struct Attachment {
     pub pod_facing: bool,
     /// It has no link-layer header (`IF_L3`): the `_l3` programs.
     pub l3: bool,
+    /// The XDP program goes on it, too.
+    pub xdp: bool,
 }

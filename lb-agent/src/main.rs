@@ -42,12 +42,13 @@ fn act(cli: Cli) -> Result<()> {
             let mut config = args.resolve()?;
             config.warnings.extend(warnings);
             let kernel = glue::open(&config)?;
+            let xdp = config.settings.xdp.clone();
             // Plans and system calls occupy one thread; health must answer meanwhile.
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
             let ended = runtime.block_on(async {
                 let stop = tasks::stop_signal()?;
-                anyhow::Ok(tasks::agent(config, kernel, glue::watch_net, stop).await?)
+                anyhow::Ok(tasks::agent(config, kernel, |net| glue::watch_net(net, xdp), stop).await?)
             });
             runtime.shutdown_background();
             ended

@@ -8,6 +8,7 @@ use lab::{Lab, assert_gone, link_ids, sh};
 use lb_agent::attachset::attach_set;
 use lb_agent::datapath::{AttachReport, Datapath, Options};
 use lb_agent::links::{Attachment, NodeNet};
+use lb_agent::model::settings::Xdp;
 use lb_agent::sys::bpf::{self, Kind};
 
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
@@ -114,7 +115,7 @@ fn the_set_follows_interfaces_that_come_and_go() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let (tx, mut rx) = tokio::sync::watch::channel(NodeNet::default());
-            let watcher = tokio::spawn(lb_agent::net::watch(tx));
+            let watcher = tokio::spawn(lb_agent::net::watch(tx, Xdp::Off));
             let mut wait_for = async |wanted: bool| {
                 let by_name = |net: &NodeNet| net.links.values().any(|link| link.name == "pod0") == wanted;
                 let ready = rx.wait_for(|net| net.netns_cookie != 0 && by_name(net));
@@ -238,7 +239,7 @@ fn clsact_filters_take_the_part_of_links_on_old_kernels() {
     });
 }
 
-const POD: Attachment = Attachment { pod_facing: true, l3: false };
+const POD: Attachment = Attachment { pod_facing: true, l3: false, xdp: false };
 
 fn attach_all_links(datapath: &mut Datapath) -> AttachReport {
     let net = snapshot();

@@ -84,6 +84,14 @@ counters! {
     ReplyRerouted = 25, "replies_rerouted";
     /// Dropped: a TCP packet without an entry while flow tables were moved to another layout; it is sent again.
     DropMigrating = 26, "drop_migrating";
+    /// New flows whose backend is on another node that were begun at XDP.
+    XdpFlow = 27, "xdp_flows";
+    /// Packets that XDP rewrote and sent on, without the stack.
+    XdpSent = 28, "xdp_sent";
+    /// Packets of flows that began at XDP, sent on by TC: XDP was taken off the interface, or has no next hop.
+    XdpCompleted = 29, "xdp_completed_at_tc";
+    /// Dropped: a packet of a flow that began at XDP, for which the node has no route, or whose hop limit is used up.
+    DropNoRoute = 30, "drop_no_route";
 }
 
 /// Entries of `LB_COUNTERS`: the numbers in use, with room.

@@ -20,6 +20,18 @@ pub const fn apply(checksum: u16, delta: u16) -> u16 {
     !fold(!checksum as u32 + delta as u32)
 }
 
+/// A TCP or UDP checksum, as it lies in memory, after its data changed by `addr` (pseudo-header) and `port`. A UDP
+/// checksum of zero (`udp`, RFC 768: none) stays zero, and none becomes zero.
+#[must_use]
+#[inline(always)]
+pub const fn apply_l4(checksum: u16, addr: u16, port: u16, udp: bool) -> u16 {
+    if udp && checksum == 0 {
+        return 0;
+    }
+    let new = apply(apply(checksum, addr), port);
+    if udp && new == 0 { 0xffff } else { new }
+}
+
 /// The delta of a change of source and destination address.
 #[must_use]
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! What the pipeline needs from the outside: tables, a clock, randomness.
 
 use crate::abi::{
-    AffValue, CtKey, CtValue, FragKey, FragValue, Iface, LbConfig, SkUdpKey, SkUdpValue, SvcValue,
+    AffValue, CtKey, CtValue, FragKey, FragValue, Iface, LbConfig, NextHop, SkUdpKey, SkUdpValue, SvcValue,
 };
 use crate::counter::Counter;
 use crate::family::{Backend, Family, V4, V6};
@@ -84,6 +84,8 @@ pub trait Env<F: Family> {
     fn fragment_forget(&mut self, key: &FragKey<F>);
     /// An interface of the attach set.
     fn iface(&self, ifindex: u32) -> Option<Iface>;
+    /// A row of the next-hop table.
+    fn next_hop(&self, row: u32) -> NextHop;
     /// Nanoseconds since boot, coarse.
     fn now_ns(&self) -> u64;
     /// 32 random bits.
@@ -130,6 +132,19 @@ pub trait Env<F: Family> {
         Self: Sized,
     {
         track::claim_snat(self, config, work, table)
+    }
+    /// [`track::claim_xdp`], likewise.
+    #[inline(always)]
+    fn claim_xdp(&mut self, config: &LbConfig, work: &mut Work<F>) -> bool
+    where
+        Self: Sized,
+    {
+        track::claim_xdp(self, config, work)
+    }
+    /// Row of the next hop of a packet from `src` to `dst` that came in by this interface, as the stack would route it;
+    /// 0: none by which XDP may send packets of `mtu` bytes. The BPF side asks the kernel instead, in the step itself.
+    fn route(&self, _ifindex: u32, _src: F::Addr, _dst: F::Addr, _mtu: u16) -> u32 {
+        0
     }
     /// Finds the destination `dst` of a packet of `src` that came to a bridge, as the stack would; the BPF side asks the
     /// kernel instead, in the step itself.
@@ -220,6 +235,10 @@ pub struct Work<F: Family> {
     pub frag_value: FragValue<F>,
     /// Where the destination of the packet in hand is; looked up for [`crate::switch::switch`] only.
     pub neighbour: Neighbour,
+    /// The next hop of the packet in hand, at XDP.
+    pub way: NextHop,
+    /// The table that holds the entry in hand, at XDP: 0 established, 1 young.
+    pub young: u32,
     /// What an ICMP error of ours quotes.
     pub quote: [u8; QUOTE],
     /// The packet that an ICMP error in hand quotes.
@@ -244,6 +263,8 @@ impl<F: Family> Default for Work<F> {
             frag_key: FragKey::default(),
             frag_value: FragValue::default(),
             neighbour: Neighbour::default(),
+            way: NextHop::default(),
+            young: 0,
             quote: [0; QUOTE],
             quoted: Packet::default(),
             quote_end: 0,

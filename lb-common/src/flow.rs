@@ -10,11 +10,18 @@
 //! for masqueraded flows. Every entry holds all endpoints: [`Flow::of`] and [`Flow::entry`] are inverse, so any
 //! entry that is lost can be made again from any other (invariant I6).
 //!
-//! *Involution*: the twin of an entry is the reverse of its new tuple at the other position; a pair is valid exactly
-//! when the twin's new tuple is the reverse of the entry's key.
+//! A flow that was born at XDP has one pair at the one position of that hook, which does both steps:
+//!
+//! ```text
+//! request   XdpForward   C:c -> F   => S:p -> B
+//! reply     XdpReply     B -> S:p   => F -> C:c
+//! ```
+//!
+//! *Involution*: the twin of an entry is the reverse of its new tuple at the other position (of an XDP flow: at the same
+//! one); a pair is valid exactly when the twin's new tuple is the reverse of the entry's key.
 
 use crate::abi::{CT_FIN_BACKEND, CT_FIN_CLIENT};
-use crate::abi::{CT_GUARD, CT_MASQ, CT_PASS, CT_RST, CtKey, CtValue, PAIR_MOVED, PAIR_SEEN};
+use crate::abi::{CT_GUARD, CT_MASQ, CT_PASS, CT_RST, CT_XDP, CtKey, CtValue, PAIR_MOVED, PAIR_SEEN};
 use crate::abi::{POS_IN, POS_OUT};
 use crate::csum;
 use crate::family::Family;
@@ -31,6 +38,10 @@ pub enum Role {
     SnatForward = 2,
     /// Reply at ingress: un-SNAT.
     SnatReply = 3,
+    /// Request of an XDP flow: DNAT and SNAT in one step.
+    XdpForward = 4,
+    /// Reply of an XDP flow, both undone in one step.
+    XdpReply = 5,
 }
 
 impl Role {
@@ -38,11 +49,13 @@ impl Role {
     #[must_use]
     #[inline(always)]
     pub const fn of(number: u8) -> Role {
-        match number & 3 {
+        match number {
             0 => Role::DnatForward,
             1 => Role::DnatReply,
             2 => Role::SnatForward,
-            _ => Role::SnatReply,
+            3 => Role::SnatReply,
+            4 => Role::XdpForward,
+            _ => Role::XdpReply,
         }
     }
 
@@ -82,7 +95,7 @@ pub struct Flow<F: Family> {
     pub proto: u8,
     /// Zero.
     pub _pad: [u8; 3],
-    /// Next-hop row.
+    /// Next-hop rows, see [`CtValue::nexthop`].
     pub nexthop: u32,
     /// Backend id.
     pub backend_id: u32,
@@ -99,18 +112,26 @@ pub struct Flow<F: Family> {
 }
 
 impl<F: Family> Flow<F> {
-    /// Behind the last of the flow's entries: two, or four once the SNAT pair was made.
+    /// Behind the last of the flow's entries: two, or four once the SNAT pair was made; its own two for an XDP flow.
     #[must_use]
     #[inline(always)]
     pub fn entries(&self) -> u8 {
-        if self.has_snat() { 4 } else { 2 }
+        match (self.flags & CT_XDP != 0, self.has_snat()) {
+            (true, _) => 6,
+            (_, true) => 4,
+            _ => 2,
+        }
     }
 
-    /// The first of the flow's entries: only the SNAT pair for a flow that never had another.
+    /// The first of the flow's entries: only the SNAT pair for a flow that never had another, or the XDP pair.
     #[must_use]
     #[inline(always)]
     pub fn first_entry(&self) -> u8 {
-        if self.flags & CT_GUARD != 0 { 2 } else { 0 }
+        match (self.flags & CT_XDP != 0, self.flags & CT_GUARD != 0) {
+            (true, _) => 4,
+            (_, true) => 2,
+            _ => 0,
+        }
     }
 
     /// The SNAT pair exists, or did.
@@ -152,6 +173,20 @@ impl<F: Family> Flow<F> {
                 (self.snat, self.snat_port) = (key.dst, key.dport);
                 self.moved_port = value.dport;
             }
+            Role::XdpForward => {
+                (self.client, self.client_port) = (key.src, key.sport);
+                (self.frontend, self.frontend_port) = (key.dst, key.dport);
+                (self.backend, self.backend_port) = (value.dst, value.dport);
+                (self.snat, self.snat_port) = (value.src, value.sport);
+                self.moved_port = value.aux_port;
+            }
+            Role::XdpReply => {
+                (self.client, self.client_port) = (value.dst, value.dport);
+                (self.frontend, self.frontend_port) = (value.src, value.sport);
+                (self.backend, self.backend_port) = (key.src, key.sport);
+                (self.snat, self.snat_port) = (key.dst, key.dport);
+                self.moved_port = value.aux_port;
+            }
         }
         self.proto = key.proto;
         self.flags = value.flags;
@@ -168,7 +203,7 @@ impl<F: Family> Flow<F> {
     #[inline(always)]
     pub fn key(&self, role: Role, key: &mut CtKey<F>) {
         match role {
-            Role::DnatForward => {
+            Role::DnatForward | Role::XdpForward => {
                 (key.src, key.dst) = (self.client, self.frontend);
                 (key.sport, key.dport, key.position) = (self.client_port, self.frontend_port, POS_IN);
             }
@@ -180,7 +215,7 @@ impl<F: Family> Flow<F> {
                 (key.src, key.dst) = (self.client, self.backend);
                 (key.sport, key.dport, key.position) = (self.moved_port, self.backend_port, POS_OUT);
             }
-            Role::SnatReply => {
+            Role::SnatReply | Role::XdpReply => {
                 (key.src, key.dst) = (self.backend, self.snat);
                 (key.sport, key.dport, key.position) = (self.backend_port, self.snat_port, POS_IN);
             }
@@ -212,6 +247,16 @@ impl<F: Family> Flow<F> {
                 (value.src, value.dst, value.aux_addr) = (self.backend, self.client, self.frontend);
                 (value.sport, value.dport, value.aux_port) =
                     (self.backend_port, self.moved_port, self.frontend_port);
+            }
+            Role::XdpForward => {
+                (value.src, value.dst, value.aux_addr) = (self.snat, self.backend, self.frontend);
+                (value.sport, value.dport, value.aux_port) =
+                    (self.snat_port, self.backend_port, self.moved_port);
+            }
+            Role::XdpReply => {
+                (value.src, value.dst, value.aux_addr) = (self.frontend, self.client, self.frontend);
+                (value.sport, value.dport, value.aux_port) =
+                    (self.frontend_port, self.client_port, self.moved_port);
             }
         }
         value.addr_delta = csum::addr_delta::<F>([key.src, key.dst], [value.src, value.dst]);
@@ -269,6 +314,18 @@ impl<F: Family> Flow<F> {
                     && value.dport == self.moved_port
                     && value.aux_addr == self.frontend
                     && value.aux_port == self.frontend_port
+            }
+            Role::XdpForward => {
+                value.dst == self.backend
+                    && value.dport == self.backend_port
+                    && value.src == self.snat
+                    && value.sport == self.snat_port
+            }
+            Role::XdpReply => {
+                value.src == self.frontend
+                    && value.sport == self.frontend_port
+                    && value.dst == self.client
+                    && value.dport == self.client_port
             }
         }
     }

@@ -50,12 +50,7 @@ impl Frame for std::vec::Vec<u8> {
 
     fn fix_l4(&mut self, off: usize, addr: u16, port: u16, udp: bool) -> Option<()> {
         let old = u16::from_ne_bytes(self.load(off)?);
-        if udp && old == 0 {
-            return Some(());
-        }
-        let new = csum::apply(csum::apply(old, addr), port);
-        let new = if udp && new == 0 { 0xffff } else { new };
-        self.store(off, &new.to_ne_bytes())
+        self.store(off, &csum::apply_l4(old, addr, port, udp).to_ne_bytes())
     }
 
     fn pull(&mut self) {}

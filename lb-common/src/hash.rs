@@ -17,11 +17,17 @@ pub fn role_slot4(addr: [u8; 4]) -> u32 {
 #[must_use]
 #[inline(never)]
 pub fn role_slot6(addr: &Ip6) -> u32 {
+    mix6(addr).wrapping_mul(GOLDEN32) >> (32 - ROLE_BITS)
+}
+
+/// The bits of an address in 32.
+#[must_use]
+#[inline(always)]
+pub fn mix6(addr: &Ip6) -> u32 {
     let value = u128::from_le_bytes(addr.addr);
     let (low, high) = (value as u64, (value >> 64) as u64);
     let (a, b, c, d) = (low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32);
-    let mixed = (a ^ b.rotate_left(16)).wrapping_mul(GOLDEN32) ^ c.rotate_left(8) ^ d;
-    mixed.wrapping_mul(GOLDEN32) >> (32 - ROLE_BITS)
+    (a ^ b.rotate_left(16)).wrapping_mul(GOLDEN32) ^ c.rotate_left(8) ^ d
 }
 
 /// Slot of two addresses in the pair filter, given their slots in the role filter; the order does not matter.

@@ -47,14 +47,15 @@ pub fn translate<F: LoadAddr>(
         position,
         _pad: [0; 2],
     };
-    if find(env, &work.key, &mut work.value).is_none() || work.value.flags & (CT_PASS | CT_XDP) != 0 {
+    if find(env, &work.key, &mut work.value).is_none() || work.value.flags & CT_PASS != 0 {
         return Step::Pass;
     }
     let Some(plan) = plan(frame, work) else { return Step::Pass };
     match carry_out(frame, work, &plan) {
         Some(()) => {
             env.count(Counter::IcmpTranslated);
-            Step::Pass
+            // both positions at once: the stack knows neither of the addresses
+            if work.value.flags & CT_XDP != 0 { Step::Out } else { Step::Pass }
         }
         None => {
             env.count(Counter::DropRewrite);
@@ -104,8 +105,8 @@ fn plan<F: LoadAddr>(frame: &impl Frame, work: &Work<F>) -> Option<Plan<F>> {
     // replaced, too, where sources change (egress): its address may be a martian where the error goes, on strict
     // nodes or at that very router. But who it was is all that time exceeded has to say, and a client can hear it.
     let replaced = match Role::of(value.role) {
-        Role::SnatForward => true,
-        Role::DnatReply => outer.kind != F::TIME_EXCEEDED,
+        Role::SnatForward | Role::XdpForward => true,
+        Role::DnatReply | Role::XdpReply => outer.kind != F::TIME_EXCEEDED,
         Role::DnatForward | Role::SnatReply => false,
     };
     let src = if replaced || outer.src == quoted.dst { value.src } else { outer.src };

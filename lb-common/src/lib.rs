@@ -32,3 +32,4 @@ pub mod tc;
 pub mod testing;
 pub mod track;
 pub mod verdict;
+pub mod xdp;

@@ -1,6 +1,7 @@
 //! A rewrite: addresses, ports and checksums of a packet, all or nothing.
 
 use crate::abi::CtValue;
+use crate::csum::word_delta;
 use crate::frame::Frame;
 use crate::packet::{Fragment, LoadAddr, Packet, TCP, UDP};
 
@@ -28,6 +29,22 @@ pub fn rewrite<F: LoadAddr>(frame: &mut impl Frame, packet: &Packet<F>, value: &
         store_ports(frame, packet, value)?;
     }
     Some(())
+}
+
+/// Takes one hop from the packet whose IP header is at `l3`. `None`: none would be left, or the hook refused the write.
+#[inline(always)]
+pub fn take_hop<F: LoadAddr>(frame: &mut impl Frame, l3: usize) -> Option<()> {
+    let at = l3 + F::HOPS;
+    let [hops] = frame.load(at)?;
+    if hops <= 1 {
+        return None;
+    }
+    if F::V6 {
+        return frame.store_summed(at, &[hops - 1]);
+    }
+    // the word of hops and protocol; the same amount goes from one and comes to the checksum
+    frame.fix_l3(l3 + IP_CSUM, word_delta([hops, 0], [hops - 1, 0]))?;
+    frame.store(at, &[hops - 1])
 }
 
 #[inline(always)]

@@ -120,6 +120,11 @@ pub trait LoadAddr: Family {
     /// Protocol, payload offset and fragmentation of the header at `l3`; a fragment's identification goes into
     /// `ident`. `None`: malformed, or too many extension headers, or none that is followed by a payload we know.
     fn walk(frame: &impl Frame, l3: usize, ident: &mut [u8; 4]) -> Option<(u8, usize, Fragment)>;
+    /// Offset of the time to live, or hop limit, in the header.
+    const HOPS: usize;
+    /// Length of the header if it has neither options, extension headers nor fragmentation, its protocol and its hops
+    /// left. `None`: it has, or is malformed.
+    fn plain(frame: &impl Frame, l3: usize) -> Option<(usize, u8, u8)>;
     /// Offset of the end of the packet whose header is at `l3`, by the header's own length.
     fn end(frame: &impl Frame, l3: usize) -> Option<usize>;
 }
@@ -167,6 +172,15 @@ impl LoadAddr for crate::family::V4 {
             *ident = [high, low, 0, 0];
         }
         Some((proto, l3 + ihl, fragment))
+    }
+
+    const HOPS: usize = 8;
+
+    #[inline(always)]
+    fn plain(frame: &impl Frame, l3: usize) -> Option<(usize, u8, u8)> {
+        let [version_ihl, _, _, _, _, _, a, b, hops, proto]: [u8; 10] = frame.load(l3)?;
+        let fragment = u16::from_be_bytes([a, b]) & 0x3fff;
+        (version_ihl == 0x45 && fragment == 0).then_some((20, proto, hops))
     }
 
     #[inline(always)]
@@ -237,6 +251,14 @@ impl LoadAddr for crate::family::V6 {
         None
     }
 
+    const HOPS: usize = 7;
+
+    #[inline(always)]
+    fn plain(frame: &impl Frame, l3: usize) -> Option<(usize, u8, u8)> {
+        let [version, _, _, _, _, _, next, hops]: [u8; 8] = frame.load(l3)?;
+        (version >> 4 == 6).then_some((40, next, hops))
+    }
+
     #[inline(always)]
     fn end(frame: &impl Frame, l3: usize) -> Option<usize> {
         Some(l3 + 40 + u16::from_be_bytes(frame.load(l3 + 4)?) as usize)
@@ -254,6 +276,28 @@ pub fn parse<F: LoadAddr>(frame: &mut impl Frame, l3: usize, packet: &mut Packet
     }
     frame.pull();
     parse_ports(frame, l3, packet).is_some()
+}
+
+/// Parses the packet, whose addresses are already known, if it is what nearly all are: TCP or UDP right behind a header
+/// without options, extension headers or fragmentation, with a hop left. False: anything else; `packet` is then
+/// not to be used.
+#[inline(always)]
+pub fn parse_plain<F: LoadAddr>(frame: &impl Frame, l3: usize, packet: &mut Packet<F>) -> bool {
+    let Some((length, proto, hops)) = F::plain(frame, l3) else { return false };
+    if (proto != TCP && proto != UDP) || hops <= 1 {
+        return false;
+    }
+    let l4 = l3 + length;
+    let Some([a, b, c, d, ..]) = frame.load::<8>(l4) else { return false };
+    packet.kind = 0;
+    if proto == TCP {
+        // up to the checksum, so that a rewrite finds it in memory
+        let Some([_, flags, ..]) = frame.load::<6>(l4 + 12) else { return false };
+        packet.kind = flags;
+    }
+    (packet.sport, packet.dport) = ([a, b], [c, d]);
+    (packet.proto, packet.fragment, packet.l3, packet.l4) = (proto, Fragment::None, l3, l4);
+    true
 }
 
 #[inline(always)]

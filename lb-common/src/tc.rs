@@ -1,15 +1,17 @@
 //! The story of a packet at the two TC hooks: netfilter's own NAT positions, and no others (invariant I1).
 
-use crate::abi::{CFG_MIGRATING, CFG_SOURCE_RULES, CT_GUARD, CT_MASQ, CT_PASS, CT_SWITCHED, CtKey, LbConfig};
+use crate::abi::{
+    CFG_MIGRATING, CFG_SOURCE_RULES, CT_GUARD, CT_MASQ, CT_PASS, CT_SWITCHED, CT_XDP, CtKey, LbConfig,
+};
 use crate::abi::{NODE_NODEPORT, POS_IN, POS_OUT};
 use crate::abi::{ROLE_BACKEND, ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT};
 use crate::counter::Counter;
-use crate::decide::{Outcome, Source, Target, decide, is_nodeport, target};
+use crate::decide::{Decision, Outcome, Source, Target, decide, is_nodeport, target};
 use crate::env::{Env, Table, Work};
 use crate::flow::Role;
 use crate::frame::Frame;
 use crate::icmp;
-use crate::nat::{rewrite, rewrite_fragment, rewrite_sctp};
+use crate::nat::{rewrite, rewrite_fragment, rewrite_sctp, take_hop};
 use crate::packet::{Fragment, LoadAddr, Packet, RST, SCTP, TCP, UDP, addresses, parse};
 use crate::reject;
 use crate::straight::straight;
@@ -137,18 +139,29 @@ pub fn new_flow<F: LoadAddr>(
         Outcome::Reject => return answer_for(work, decision.reason),
         Outcome::Deliver => {}
     }
-    begin(work, env.now_ns());
-    let backend = &decision.backend;
-    (work.flow.backend, work.flow.backend_port) = (backend.addr, backend.port);
-    (work.flow.backend_id, work.flow.generation) = (decision.id, decision.generation);
-    (work.flow.service, work.flow.nexthop) = (service.id, backend.nexthop);
-    work.flow.flags = if decision.masquerade { CT_MASQ } else { 0 };
+    aim(env, work, service.id, &decision);
     match env.claim(config, work) {
         Claim::Refused => return Step::Drop,
         Claim::Known => {}
         Claim::New => env.count(Counter::NewFlow),
     }
     finish(frame, env, config, work)
+}
+
+/// Begins the flow in hand with the packet in hand, to the backend of a decision that delivers.
+#[inline(always)]
+pub(crate) fn aim<F: LoadAddr>(
+    env: &mut impl Env<F>,
+    work: &mut Work<F>,
+    service: u32,
+    decision: &Decision<F>,
+) {
+    begin(work, env.now_ns());
+    let backend = &decision.backend;
+    (work.flow.backend, work.flow.backend_port) = (backend.addr, backend.port);
+    (work.flow.backend_id, work.flow.generation) = (decision.id, decision.generation);
+    work.flow.service = service;
+    work.flow.flags = if decision.masquerade { CT_MASQ } else { 0 };
 }
 
 /// A packet on its way out: SNAT of requests, un-DNAT of replies, and the last word on packets that are still
@@ -330,6 +343,10 @@ fn guard_port<F: LoadAddr>(
     if work.value2.flags & CT_PASS != 0 {
         return Step::Pass;
     }
+    // a packet of that very flow, which TC completed at its ingress
+    if work.value2.flags & CT_XDP != 0 && work.hook.ingress_ifindex != 0 {
+        return Step::Pass;
+    }
     begin(work, env.now_ns());
     (work.flow.backend, work.flow.backend_port) = (work.packet.dst, work.packet.dport);
     work.flow.flags = CT_GUARD;
@@ -382,10 +399,35 @@ pub(crate) fn finish<F: LoadAddr>(
     if work.packet.proto == SCTP {
         return Step::Sctp;
     }
+    if work.value.flags & CT_XDP != 0 {
+        return Step::Complete;
+    }
     match rewrite(frame, &work.packet, &work.value) {
         Some(()) => rewritten(env, config, work),
         None => drop(env, Counter::DropRewrite),
     }
+}
+
+/// Carries out both NAT positions of a packet whose flow began at XDP, which left it to TC (the program was taken off
+/// the interface, a fragment, no next hop): the stack knows neither of the addresses and would meet the flow in
+/// mid-stream. What follows is [`Step::Out`].
+#[inline(always)]
+pub fn complete<F: LoadAddr>(frame: &mut impl Frame, env: &mut impl Env<F>, work: &mut Work<F>) -> Step {
+    if take_hop::<F>(frame, work.packet.l3).is_none() {
+        return drop(env, Counter::DropNoRoute);
+    }
+    let written = match work.packet.fragment {
+        Fragment::Later => rewrite_fragment(frame, &work.packet, &work.value),
+        _ => rewrite(frame, &work.packet, &work.value),
+    };
+    if written.is_none() {
+        return drop(env, Counter::DropRewrite);
+    }
+    if work.packet.fragment == Fragment::First {
+        env.remember_fragment(work, POS_IN);
+    }
+    env.count(Counter::XdpCompleted);
+    Step::Out
 }
 
 /// Rewrites an SCTP packet by the entry in hand.
@@ -432,6 +474,9 @@ pub fn fragment<F: LoadAddr>(
     config: &LbConfig,
     work: &mut Work<F>,
 ) -> Step {
+    if work.value.flags & CT_XDP != 0 {
+        return Step::Complete;
+    }
     match rewrite_fragment(frame, &work.packet, &work.value) {
         Some(()) => onward(config, work),
         None => drop(env, Counter::DropRewrite),
@@ -513,6 +558,8 @@ pub fn walk<F: LoadAddr>(
         step = match step {
             Step::Pass | Step::Reroute => return Verdict::Pass,
             Step::Drop => return Verdict::Drop,
+            Step::Out => return Verdict::Out,
+            Step::Complete => complete(frame, env, work),
             Step::Answer => return answer(frame, env, config, work),
             Step::Reset => return reset(frame, env, config, work),
             Step::NewFlow => new_flow(frame, env, config, work),

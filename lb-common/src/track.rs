@@ -54,10 +54,16 @@ pub enum Follow {
 /// times and state, heals and promotes the flow.
 #[inline(always)]
 pub fn follow<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Table) -> Follow {
-    let (proto, kind) = (work.packet.proto, work.packet.kind);
     let tick = crate::env::ticks(env.now_ns());
+    follow_at(env, work, table, tick)
+}
+
+/// [`follow`] at a tick that is known already.
+#[inline(always)]
+pub fn follow_at<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Table, tick: u32) -> Follow {
+    let (proto, kind) = (work.packet.proto, work.packet.kind);
     let flags = work.value.flags;
-    if flags & (CT_PASS | CT_XDP) != 0 {
+    if flags & CT_PASS != 0 {
         if work.value.last_tick != tick {
             env.flow_with(table, &work.key, |value| value.last_tick = tick);
         }
@@ -67,7 +73,8 @@ pub fn follow<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Table
     let syn = proto == TCP && kind & (SYN | ACK) == SYN;
     // a generation says whether the endpoint still serves: asked for UDP, young TCP and every SYN, not for
     // established TCP data, which keeps its pod while that terminates
-    if role == Role::DnatForward && (proto == UDP || syn || table == Table::Young) {
+    let begins = matches!(role, Role::DnatForward | Role::XdpForward);
+    if begins && (proto == UDP || syn || table == Table::Young) {
         let stale = env.generation(work.value.backend) != work.value.generation;
         if stale || (work.packet.begins_flow() && proto != UDP && is_closed(flags)) {
             if stale {
@@ -105,6 +112,7 @@ pub fn follow<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Table
     {
         work.flow.of(&work.key, &work.value);
         work.flow.last_tick = tick;
+        work.flow.flags = (flags | set) & !clear; // the copies must know of a FIN that the packet carries
         env.promote(work);
     }
     Follow::Rewrite
@@ -194,6 +202,9 @@ pub fn refresh<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Tabl
                 // the SNAT pair may have been made since this entry was written
                 if matches!(role, Role::DnatForward | Role::DnatReply) && flow.has_snat() {
                     (value.aux_addr, value.aux_port) = (flow.snat, flow.snat_port);
+                }
+                if flow.flags & CT_XDP != 0 {
+                    value.nexthop = flow.nexthop;
                 }
             }
             owned
@@ -411,7 +422,7 @@ fn holder<F: Family>(env: &mut impl Env<F>, table: Table, work: &Work<F>, role: 
         Some((true, ..)) => Holder::Ours,
         Some((false, flags, backend, generation)) => {
             let stale = flow.proto != TCP && flags & CT_PASS == 0 && env.generation(backend) != generation;
-            let rests = role == Role::SnatReply && work.tries < RESTED_TRIES;
+            let rests = matches!(role, Role::SnatReply | Role::XdpReply) && work.tries < RESTED_TRIES;
             if stale || (is_closed(flags) && !rests) { Holder::Gone } else { Holder::Other }
         }
     }
@@ -471,6 +482,39 @@ pub fn claim_snat<F: Family>(
     }
     env.count(Counter::SnatFlow);
     Claim::New
+}
+
+/// Claims the one pair of the flow in hand, which begins at XDP and leaves with the address `snat`, reply half first;
+/// leaves the forward entry in `work.key`, `work.value`. False: there is no pair, and nothing was counted; TC has its
+/// turn.
+#[inline(always)]
+pub fn claim_xdp<F: Family>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> bool {
+    work.flow.flags |= CT_MASQ | CT_XDP;
+    let mut claimed = false;
+    for tries in 0..PORT_TRIES {
+        work.tries = tries;
+        work.flow.snat_port = pick_port(config, env.random(), work.flow.last_tick, tries);
+        match env.reserve(work, Table::Young, Role::XdpReply) {
+            Reserve::Done => {
+                claimed = true;
+                break;
+            }
+            Reserve::Taken => {}
+            Reserve::Full => break,
+        }
+    }
+    if claimed {
+        work.flow.entry(Role::XdpForward, &mut work.key, &mut work.value);
+        if env.flow_insert(Table::Young, &work.key, &work.value) == Insert::Done {
+            env.count(Counter::XdpFlow);
+            return true;
+        }
+        // another CPU was faster, or the table is full
+        env.flow_delete(Table::Young, &work.key2);
+    }
+    work.flow.flags &= !(CT_MASQ | CT_XDP);
+    (work.flow.snat, work.flow.snat_port, work.flow.nexthop) = (F::ZERO, [0; 2], 0);
+    false
 }
 
 /// A port of the SNAT pool, network order, evenly drawn from a part of it; zero if the pool is empty. After

@@ -41,6 +41,10 @@ pub enum Step {
     /// On, but by the device that the kernel's routes name for the reply's new source: [`Verdict::Pass`] where nobody
     /// can be asked.
     Reroute = 18,
+    /// [`crate::tc::complete`].
+    Complete = 19,
+    /// Out, by the route to the packet's new destination, never through the stack: [`Verdict::Out`].
+    Out = 20,
 }
 
 impl Step {
@@ -62,6 +66,8 @@ impl Step {
             16 => Step::ErrorIn,
             17 => Step::ErrorOut,
             18 => Step::Reroute,
+            19 => Step::Complete,
+            20 => Step::Out,
             _ => Step::Pass,
         }
     }
@@ -77,6 +83,42 @@ pub enum Verdict {
     Drop,
     /// The frame now holds an answer to its sender: send it back the way it came.
     Reply,
+    /// Both NAT positions are done: send it out by the route to its destination, past the stack.
+    Out,
+}
+
+/// What to do next with a packet at XDP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+#[repr(u32)]
+pub enum XdpStep {
+    /// To the stack, as it came (invariant I2).
+    Up = 0,
+    /// Discard.
+    Drop = 1,
+    /// [`crate::xdp::send`].
+    Send = 2,
+    /// [`crate::xdp::choose`], then [`crate::xdp::begin_flow`].
+    NewFlow = 3,
+    /// [`crate::xdp::visit`].
+    Visit = 4,
+    /// The frame is rewritten, link layer included: out by the interface of `work.way`.
+    Sent = 5,
+}
+
+impl XdpStep {
+    /// The step with this number; one that does not exist goes up.
+    #[inline(always)]
+    pub const fn of(number: u32) -> XdpStep {
+        match number {
+            1 => XdpStep::Drop,
+            2 => XdpStep::Send,
+            3 => XdpStep::NewFlow,
+            4 => XdpStep::Visit,
+            5 => XdpStep::Sent,
+            _ => XdpStep::Up,
+        }
+    }
 }
 
 /// The fate of a connect() or a datagram at a socket hook.

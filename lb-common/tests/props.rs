@@ -220,6 +220,7 @@ impl Node {
                     assert_eq!(frame, before);
                     return Fate::Ended;
                 }
+                Verdict::Out => panic!("no flow here began at XDP"),
                 Verdict::Reply => {
                     assert_eq!(checksums(&frame, 14), Ok(()));
                     return Fate::Ended;

@@ -5,8 +5,8 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use lb_common::abi::{
     Addr4, Addr6, AffKey4, AffKey6, AffValue, CtKey, CtKey4, CtKey6, CtValue, CtValue4, CtValue6, FragKey,
-    FragValue, Iface, LbConfig, PAIR_MOVED, RangeKey4, RangeKey6, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6,
-    SvcValue,
+    FragValue, Iface, LbConfig, NextHop, PAIR_MOVED, RangeKey4, RangeKey6, SkUdpKey, SkUdpValue, SvcKey4,
+    SvcKey6, SvcValue,
 };
 use lb_common::counter::Counter;
 use lb_common::env::{Env, Insert, SockEnv, Table, Work};
@@ -36,7 +36,7 @@ macro_rules! env {
         svc $svc:ident, node $node:ident $node_key:ident, src $src:ident, cidr $cidr:ident, range $range:ident $range_key:ident,
         be $be:ident, generations $gen:ident, aff $aff:ident, ct $ct:ident, em $em:ident, frag $frag:ident,
         $refresh:ident $promote:ident $forget:ident $claim:ident $claim_snat:ident $reserve:ident $mark_pair:ident
-        $give_way:ident $meet_fragment:ident $remember_fragment:ident
+        $give_way:ident $meet_fragment:ident $remember_fragment:ident $claim_xdp:ident
     ) => {
         impl Env<$family> for BpfEnv {
             #[inline(always)]
@@ -214,6 +214,11 @@ macro_rules! env {
             }
 
             #[inline(always)]
+            fn next_hop(&self, row: u32) -> NextHop {
+                LB_NH.get(row).copied().unwrap_or_default()
+            }
+
+            #[inline(always)]
             fn now_ns(&self) -> u64 {
                 // SAFETY: a helper without arguments.
                 unsafe { bpf_ktime_get_coarse_ns() }
@@ -267,6 +272,11 @@ macro_rules! env {
             }
 
             #[inline(always)]
+            fn claim_xdp(&mut self, _config: &LbConfig, _work: &mut Work<$family>) -> bool {
+                steps::$claim_xdp() != 0
+            }
+
+            #[inline(always)]
             fn give_way(&mut self, _work: &mut Work<$family>) {
                 steps::$give_way();
             }
@@ -317,14 +327,14 @@ env!(
     svc LB_SVC4, node LB_NODE4 Addr4, src LB_SRC4, cidr LB_CIDR4, range LB_RANGE4 RangeKey4,
     be LB_BE4, generations LB_GEN4, aff LB_AFF4, ct LB_CT4, em LB_EM4, frag LB_FRAG4,
     lb_refresh4 lb_promote4 lb_forget4 lb_claim4 lb_claim_snat4 lb_reserve4 lb_mark_pair4
-    lb_give_way4 lb_meet_fragment4 lb_remember_frag4
+    lb_give_way4 lb_meet_fragment4 lb_remember_frag4 lb_claim_xdp4
 );
 env!(
     V6, Ip6, SvcKey6, AffKey6, CtKey6, CtValue6,
     svc LB_SVC6, node LB_NODE6 Addr6, src LB_SRC6, cidr LB_CIDR6, range LB_RANGE6 RangeKey6,
     be LB_BE6, generations LB_GEN6, aff LB_AFF6, ct LB_CT6, em LB_EM6, frag LB_FRAG6,
     lb_refresh6 lb_promote6 lb_forget6 lb_claim6 lb_claim_snat6 lb_reserve6 lb_mark_pair6
-    lb_give_way6 lb_meet_fragment6 lb_remember_frag6
+    lb_give_way6 lb_meet_fragment6 lb_remember_frag6 lb_claim_xdp6
 );
 
 impl SockEnv for BpfEnv {

@@ -17,7 +17,7 @@ const BPF_F_IPV6: u64 = 1 << 7;
 /// TCP; or those of an ICMP error and of the packet that it quotes.
 const HEADERS: u32 = 14 + 60 + 8 + 60 + 60;
 /// No header that we look at begins further in.
-const FAR: usize = 320;
+pub(crate) const FAR: usize = 320;
 
 /// An skb. Reads go straight to packet memory (headers that are not there are pulled in first), writes through helpers, which know about offloaded checksums, clones
 /// and fragments.
@@ -71,7 +71,7 @@ impl SkbFrame {
 /// # Safety
 /// - [start, start + N) is packet memory.
 #[inline(always)]
-unsafe fn read<const N: usize>(start: usize) -> [u8; N] {
+pub(crate) unsafe fn read<const N: usize>(start: usize) -> [u8; N] {
     let mut bytes = Words::<N> { bytes: [0; N] };
     let to = bytes.bytes.as_mut_ptr();
     let mut done = 0;

@@ -11,9 +11,10 @@ mod reroute;
 mod sock;
 mod steps;
 mod tc;
+mod xdp;
 
-use aya_ebpf::macros::{cgroup_sock_addr, classifier};
-use aya_ebpf::programs::{SockAddrContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
+use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
 
 /// Ethernet header.
 const ETHERNET: usize = 14;
@@ -36,6 +37,11 @@ pub fn lb_tc_in_l3(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn lb_tc_out_l3(ctx: TcContext) -> i32 {
     tc::egress::<0>(&ctx)
+}
+
+#[xdp(frags)]
+pub fn lb_xdp(ctx: XdpContext) -> u32 {
+    xdp::ingress(&ctx)
 }
 
 #[cgroup_sock_addr(connect4)]

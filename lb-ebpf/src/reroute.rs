@@ -1,15 +1,19 @@
-//! Replies of multi-homed nodes: out by the uplink that their source belongs to.
+//! Past the stack: replies of multi-homed nodes, out by the uplink that their source belongs to; and packets of flows
+//! that began at XDP.
 //!
 //! The stack routed the reply by the backend's address; its source is the frontend now, and rules that look at the
 //! source (`ip rule from`) may want another uplink. Asked only where the agent saw such rules.
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_redir_neigh,
+    __sk_buff, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT, bpf_fib_lookup,
+    bpf_redir_neigh,
 };
 use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh};
 use lb_common::counter::Counter;
 use lb_common::env::{Env, Work};
 use lb_common::family::{Family, Ip6};
+use lb_common::packet::LoadAddr;
+use lb_common::xdp::ends;
 
 use crate::env::BpfEnv;
 use crate::tc::NEXT;
@@ -28,6 +32,47 @@ fn words(Ip6 { addr: a }: Ip6) -> [u32; 4] {
     ]
 }
 
+/// What the kernel would do with a packet between these two that came in by `ifindex`; `None`: not forward it. The next
+/// hop may be unresolved.
+#[inline(always)]
+fn route<F: Family>(
+    skb: *mut __sk_buff,
+    work: &Work<F>,
+    ifindex: u32,
+    src: F::Addr,
+    dst: F::Addr,
+) -> Option<bpf_fib_lookup> {
+    let value = &work.value;
+    // SAFETY: integers and arrays of them; zero is a value of each.
+    let mut route: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    route.family = if F::V6 { AF_INET6 } else { AF_INET };
+    route.l4_protocol = work.packet.proto;
+    (route.sport, route.dport) = (u16::from_ne_bytes(value.sport), u16::from_ne_bytes(value.dport));
+    route.ifindex = ifindex;
+    route.__bindgen_anon_3.ipv6_src = words(F::wide(src));
+    route.__bindgen_anon_4.ipv6_dst = words(F::wide(dst));
+    // SAFETY: the program's context and a structure of ours of the given size.
+    let found =
+        unsafe { fib_lookup(skb.cast(), &raw mut route, size_of::<bpf_fib_lookup>() as i32, 0) as u32 };
+    let usable = found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH;
+    (usable && route.ifindex != 0).then_some(route)
+}
+
+/// Sends the packet to the next hop of a route; the code of a TC program.
+#[inline(always)]
+fn by(route: &bpf_fib_lookup) -> i32 {
+    // SAFETY: integers and arrays of them; zero is a value of each.
+    let mut neighbour: bpf_redir_neigh = unsafe { core::mem::zeroed() };
+    // the gateway's; an IPv4 route may have an IPv6 one
+    neighbour.nh_family = route.family as u32;
+    // SAFETY: all 16 bytes were written by `route`, and maybe by the helper.
+    neighbour.__bindgen_anon_1.ipv6_nh = unsafe { route.__bindgen_anon_4.ipv6_dst };
+    // SAFETY: a helper that copies a structure of ours of the given size.
+    unsafe {
+        bpf_redirect_neigh(route.ifindex, &raw mut neighbour, size_of::<bpf_redir_neigh>() as i32, 0) as i32
+    }
+}
+
 /// Sends the rewritten reply in hand out by another device if the routes for its new source say so; the code of a TC
 /// program.
 ///
@@ -39,30 +84,29 @@ where
     BpfEnv: Env<F>,
 {
     let (hook, value) = (&work.hook, &work.value);
-    // SAFETY: integers and arrays of them; zero is a value of each.
-    let mut route: bpf_fib_lookup = unsafe { core::mem::zeroed() };
-    route.family = if F::V6 { AF_INET6 } else { AF_INET };
-    route.l4_protocol = work.packet.proto;
-    (route.sport, route.dport) = (u16::from_ne_bytes(value.sport), u16::from_ne_bytes(value.dport));
-    route.ifindex = if hook.ingress_ifindex != 0 { hook.ingress_ifindex } else { hook.ifindex };
-    route.__bindgen_anon_3.ipv6_src = words(F::wide(value.src));
-    route.__bindgen_anon_4.ipv6_dst = words(F::wide(value.dst));
-    // SAFETY: the program's context and a structure of ours of the given size.
-    let found =
-        unsafe { fib_lookup(skb.cast(), &raw mut route, size_of::<bpf_fib_lookup>() as i32, 0) as u32 };
-    let usable = found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH;
-    if !usable || route.ifindex == hook.ifindex || route.ifindex == 0 {
-        return NEXT;
+    let from = if hook.ingress_ifindex != 0 { hook.ingress_ifindex } else { hook.ifindex };
+    match route(skb, work, from, value.src, value.dst) {
+        Some(route) if route.ifindex != hook.ifindex => {
+            BpfEnv.count(Counter::ReplyRerouted);
+            by(&route)
+        }
+        _ => NEXT,
     }
-    // SAFETY: as above.
-    let mut neighbour: bpf_redir_neigh = unsafe { core::mem::zeroed() };
-    // the gateway's; an IPv4 route may have an IPv6 one
-    neighbour.nh_family = route.family as u32;
-    // SAFETY: all 16 bytes were written above, and maybe by the helper.
-    neighbour.__bindgen_anon_1.ipv6_nh = unsafe { route.__bindgen_anon_4.ipv6_dst };
-    BpfEnv.count(Counter::ReplyRerouted);
-    // SAFETY: a helper that copies a structure of ours of the given size.
-    unsafe {
-        bpf_redirect_neigh(route.ifindex, &raw mut neighbour, size_of::<bpf_redir_neigh>() as i32, 0) as i32
+}
+
+/// Sends the packet in hand, whose both NAT positions are done, out by its route, past the stack; the code of a TC
+/// program. Dropped without one.
+#[inline(always)]
+pub fn out<F: LoadAddr>(skb: *mut __sk_buff, work: &Work<F>) -> i32
+where
+    BpfEnv: Env<F>,
+{
+    let (src, dst) = ends(work);
+    match route(skb, work, work.hook.ifindex, src, dst) {
+        Some(route) => by(&route),
+        None => {
+            BpfEnv.count(Counter::DropNoRoute);
+            TC_ACT_SHOT as i32
+        }
     }
 }

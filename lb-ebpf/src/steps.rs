@@ -2,7 +2,7 @@
 //!
 //! Arguments are numbers and the context; everything else is in the work space of this CPU.
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use lb_common::env::{Scratch, Table, Work};
 use lb_common::family::{Family, V4, V6};
 use lb_common::flow::Role;
@@ -13,7 +13,7 @@ use crate::env::{BpfEnv, config, mark};
 use crate::frame::SkbFrame;
 use crate::maps::LB_SCRATCH;
 use crate::neighbour::neighbour;
-use crate::reroute::reroute;
+use crate::reroute::{out, reroute};
 use crate::tc::NEXT;
 
 /// This CPU's work space. `None` never happens: the array has one element.
@@ -33,13 +33,15 @@ fn table(number: u32) -> Table {
 fn verdict(verdict: Verdict) -> u32 {
     match verdict {
         Verdict::Pass => 0,
-        Verdict::Drop => 1,
+        // an answer never goes past the stack
+        Verdict::Drop | Verdict::Out => 1,
         Verdict::Reply => 2,
     }
 }
 
 /// The work space of a family.
-trait Mine: Family {
+pub trait Mine: Family {
+    /// Its part of all work space.
     fn mine(scratch: &mut Scratch) -> &mut Work<Self>;
 }
 
@@ -70,7 +72,7 @@ macro_rules! steps {
         $give_way:ident $meet_fragment:ident $remember_fragment:ident
         $new_flow:ident $last_word:ident $to_backend:ident $guard_reply:ident $answer:ident $reset:ident
         $fragment:ident $straight:ident $switch:ident $sctp:ident
-        $icmp:ident $reroute:ident
+        $icmp:ident $reroute:ident $claim_xdp:ident $complete:ident $out:ident
     ) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -248,6 +250,28 @@ macro_rules! steps {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
+        pub extern "C" fn $claim_xdp() -> u32 {
+            let (Some(config), Some(scratch)) = (config(), scratch()) else { return 0 };
+            track::claim_xdp(&mut BpfEnv, config, $family::mine(scratch)) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $complete(skb: *mut __sk_buff) -> u32 {
+            let (Some(config), Some(scratch)) = (config(), scratch()) else { return 1 };
+            let mut frame = SkbFrame::new::<$family>(skb, config);
+            tc::complete(&mut frame, &mut BpfEnv, $family::mine(scratch)) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $out(skb: *mut __sk_buff) -> i32 {
+            let Some(scratch) = scratch() else { return TC_ACT_SHOT as i32 };
+            out(skb, $family::mine(scratch))
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
         pub extern "C" fn $reroute(skb: *mut __sk_buff) -> i32 {
             let Some(scratch) = scratch() else { return NEXT };
             reroute(skb, $family::mine(scratch))
@@ -259,9 +283,9 @@ steps!(V4: lb_refresh4 lb_promote4 lb_forget4 lb_claim4 lb_claim_snat4 lb_reserv
     lb_give_way4 lb_meet_fragment4 lb_remember_frag4
     lb_new_flow4 lb_last_word4 lb_to_backend4 lb_guard_reply4 lb_answer4 lb_reset4
     lb_fragment4 lb_straight4 lb_switch4 lb_sctp4
-    lb_icmp4 lb_reroute4);
+    lb_icmp4 lb_reroute4 lb_claim_xdp4 lb_complete4 lb_out4);
 steps!(V6: lb_refresh6 lb_promote6 lb_forget6 lb_claim6 lb_claim_snat6 lb_reserve6 lb_mark_pair6
     lb_give_way6 lb_meet_fragment6 lb_remember_frag6
     lb_new_flow6 lb_last_word6 lb_to_backend6 lb_guard_reply6 lb_answer6 lb_reset6
     lb_fragment6 lb_straight6 lb_switch6 lb_sctp6
-    lb_icmp6 lb_reroute6);
+    lb_icmp6 lb_reroute6 lb_claim_xdp6 lb_complete6 lb_out6);

@@ -7,6 +7,9 @@
 //! more than 4 % says nothing.
 
 pub(crate) mod start;
+mod xdp;
+
+pub(crate) use xdp::measure as xdp;
 
 use std::fs::File;
 use std::io::{Read, Write};

@@ -92,6 +92,12 @@ enum Command {
         /// An agent that is built already
         #[arg(long)]
         agent: Option<PathBuf>,
+        /// Fewer slices, no case of a million flows
+        #[arg(long)]
+        quick: bool,
+        /// Writes the figures here, too
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
     },
     /// Runs the tests with real sockets alone
     Netns {
@@ -103,7 +109,7 @@ enum Command {
     },
     /// Runs the conformance kit alone, fed by manifests, in all its variants or one
     Conformance {
-        /// default, hostile, exact-masquerade, socket-lb-all
+        /// default, hostile, exact-masquerade, socket-lb-all, xdp
         variant: Option<String>,
         /// Ids of cases, with commas
         #[arg(long)]
@@ -138,6 +144,8 @@ enum Command {
 enum Bench {
     /// Pod to pod without any Service, with and without the agent
     Direct,
+    /// A packet through the XDP program
+    Xdp,
     /// From an agent's start to the first served packet, and its memory, with 10 and with 10,000 Services
     Start,
 }
@@ -169,8 +177,9 @@ fn dispatch(command: Command) -> Result<bool> {
             return Ok(outcome.failed == 0);
         }
         Command::Image { tag, output, libc, agent } => image::run(&tag, &output, libc, agent),
-        Command::Bench { what: Bench::Direct, agent } => bench::direct(&build::agent_or(agent)?),
-        Command::Bench { what: Bench::Start, agent } => bench::start::run(&build::agent_or(agent)?),
+        Command::Bench { what: Bench::Direct, agent, .. } => bench::direct(&build::agent_or(agent)?),
+        Command::Bench { what: Bench::Start, agent, .. } => bench::start::run(&build::agent_or(agent)?),
+        Command::Bench { what: Bench::Xdp, quick, json, .. } => bench::xdp(quick, json.as_deref()),
         Command::Netns { case, agent } => {
             packages::need(packages::LAB)?;
             let (passed, failed) = netns::run(&build::agent_or(agent)?, case.as_deref())?;

@@ -86,7 +86,7 @@ pub(super) fn attach_links(ebpf: &Ebpf, pins: &Pins, set: &BTreeMap<u32, Attachm
         let Some((index, direction)) = parse_pin(&name) else { continue };
         let path = pins.links().join(&name);
         let result = match set.get(&index) {
-            Some(attachment) => adopt(ebpf, &path, index, direction.program(attachment.l3)),
+            Some(attachment) => adopt(ebpf, &path, bpf::LINK_TCX, index, direction.program(attachment.l3)),
             None => drop_link(&path).map(|()| Adopted::Dropped),
         };
         match result {
@@ -119,18 +119,24 @@ pub(super) fn attach_links(ebpf: &Ebpf, pins: &Pins, set: &BTreeMap<u32, Attachm
     report
 }
 
-enum Adopted {
+pub(super) enum Adopted {
     Kept,
     Replaced,
     Dropped,
 }
 
-/// Puts `program` into a pinned link, unless the link is another interface's.
-fn adopt(ebpf: &Ebpf, path: &Path, index: u32, program: &'static str) -> io::Result<Adopted> {
+/// Puts `program` into a pinned link of this type, unless the link is another interface's.
+pub(super) fn adopt(
+    ebpf: &Ebpf,
+    path: &Path,
+    kind: u32,
+    index: u32,
+    program: &'static str,
+) -> io::Result<Adopted> {
     let link = bpf::obj_get(path)?;
     let info = bpf::link_info(&link)?;
     // 0 after the interface is gone, though a new one may have its number.
-    if info.link_type != bpf::LINK_TCX || info.ifindex() != index {
+    if info.link_type != kind || info.ifindex() != index {
         return drop_link(path).map(|()| Adopted::Dropped);
     }
     let program = program_fd(ebpf, program)?;

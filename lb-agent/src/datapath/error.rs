@@ -135,6 +135,10 @@ pub struct AttachReport {
     pub stale: usize,
     /// What failed.
     pub errors: Vec<AttachError>,
+    /// Interfaces that carry XDP.
+    pub xdp: Vec<u32>,
+    /// Interfaces that were to carry XDP and do not, with the reason.
+    pub refused: Vec<(u32, String)>,
 }
 
 impl AttachReport {
@@ -145,6 +149,8 @@ impl AttachReport {
         self.detached += other.detached;
         self.stale += other.stale;
         self.errors.extend(other.errors);
+        self.xdp.extend(other.xdp);
+        self.refused.extend(other.refused);
     }
 
     pub(super) fn failed(&mut self, index: u32, what: &'static str, source: io::Error) {

@@ -108,7 +108,7 @@ impl Object {
     }
 
     /// Loads the object: maps that are pinned in the set are used, missing ones are made and pinned, and all programs
-    /// that every node needs pass the verifier; see [`need_l3`].
+    /// that every node needs pass the verifier; see [`need_l3`], [`need_xdp`].
     ///
     /// # Errors
     /// Nothing is attached; maps that were made stay pinned and are used by the next try.
@@ -121,7 +121,7 @@ impl Object {
             }
         }
         let mut ebpf = loader.load(&self.bytes).map_err(|error| DatapathError::Load(Box::new(error)))?;
-        for name in names::PROGRAMS.iter().filter(|name| !L3.contains(name)) {
+        for name in names::PROGRAMS.iter().filter(|name| !L3.contains(name) && **name != names::LB_XDP) {
             need(&mut ebpf, name)?;
         }
         Ok(ebpf)
@@ -140,6 +140,14 @@ pub(super) fn need_l3(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
     L3.iter().try_for_each(|name| need(ebpf, name))
 }
 
+/// Loads the XDP program, likewise: no node needs it unless it is asked to.
+///
+/// # Errors
+/// The verifier refuses it.
+pub(super) fn need_xdp(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
+    need(ebpf, names::LB_XDP)
+}
+
 fn need(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
     let program = ebpf.program_mut(name).ok_or_else(|| DatapathError::Missing { what: "program", name })?;
     if program.fd().is_ok() {
@@ -148,6 +156,7 @@ fn need(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
     let loaded = match program {
         Program::SchedClassifier(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
+        Program::Xdp(program) => program.load(),
         _ => return Err(DatapathError::Missing { what: "program of the right type", name }),
     };
     loaded.map_err(|source| DatapathError::Verifier { program: name, source: Box::new(source) })

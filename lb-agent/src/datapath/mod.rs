@@ -21,6 +21,7 @@ mod probe;
 mod reserved;
 mod sets;
 pub mod sizes;
+mod xdp;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -206,6 +207,7 @@ impl Datapath {
             return report;
         }
         report.merge(self.replace(net, set));
+        report.merge(self.attach_xdp(set));
         if let Some(migration) = &mut self.migration
             && let Err(source) = migration.settle(&self.pins, report.stale == 0)
         {
@@ -271,6 +273,19 @@ impl Datapath {
         self.owner.store(&self.pins)?;
         tracing::warn!(pins = missing.len(), folder = %self.pins.folder().display(), "Pins were gone and were put back");
         Ok(())
+    }
+
+    /// As [`xdp::attach`], with the program loaded where it is wanted.
+    fn attach_xdp(&mut self, set: &BTreeMap<u32, Attachment>) -> AttachReport {
+        let wanted: Vec<u32> = set.iter().filter(|(_, a)| a.xdp).map(|(index, _)| *index).collect();
+        let loaded = if wanted.is_empty() { Ok(()) } else { load::need_xdp(&mut self.ebpf) };
+        match loaded {
+            Ok(()) => xdp::attach(&self.ebpf, &self.pins, set),
+            Err(error) => AttachReport {
+                refused: wanted.into_iter().map(|index| (index, error.to_string())).collect(),
+                ..AttachReport::default()
+            },
+        }
     }
 
     fn replace(&mut self, net: &NodeNet, set: &BTreeMap<u32, Attachment>) -> AttachReport {

@@ -63,6 +63,18 @@ pub enum SocketLb {
     Off,
 }
 
+/// Which interfaces are to carry XDP.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Xdp {
+    /// None.
+    #[default]
+    Off,
+    /// Physical uplinks.
+    Auto,
+    /// Those of these names; `*` at the end stands for any rest.
+    Named(Vec<String>),
+}
+
 /// Capacities of the kernel tables; a plan never exceeds them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -117,6 +129,8 @@ pub struct Settings {
     pub reject_rate: u32,
     /// Further `CFG_*` bits: what the data path found by probing the kernel.
     pub kernel_flags: u32,
+    /// Which interfaces are to carry XDP.
+    pub xdp: Xdp,
     /// Capacities.
     pub limits: Limits,
     /// Least time between the end of an apply and the start of the next (B142).
@@ -141,6 +155,7 @@ impl Settings {
             socket_lb: SocketLb::Host,
             reject_rate: 1000,
             kernel_flags: 0,
+            xdp: Xdp::Off,
             limits: Limits::PRODUCT,
             min_sync: Duration::from_secs(1),
             sync: Duration::from_secs(30),

@@ -6,6 +6,9 @@ use std::net::IpAddr;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::rule::RuleMessage;
 
@@ -57,6 +60,7 @@ fn link(message: &LinkMessage) -> Link {
             LinkAttribute::LinkNetNsId(id) => elsewhere = *id >= 0,
             LinkAttribute::Link(lower) if *lower != 0 => link.lower = Some(*lower),
             LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(master) if *master != 0 => link.master = Some(*master),
             LinkAttribute::Address(bytes) => {
                 if let Ok(mac) = <[u8; 6]>::try_from(bytes.as_slice()) {
@@ -78,6 +82,12 @@ fn link(message: &LinkMessage) -> Link {
         link.lower = None;
     }
     link
+}
+
+/// The link is a VLAN device on top of the one with this number.
+pub(super) fn is_vlan_on(message: &LinkMessage, below: u32) -> bool {
+    let link = link(message);
+    link.kind == "vlan" && link.lower == Some(below)
 }
 
 /// Order of the addresses of one interface.
@@ -123,6 +133,44 @@ fn usable(message: &AddressMessage) -> Option<(Rank, IpAddr)> {
         Rank::Primary
     };
     Some((rank, address))
+}
+
+/// MAC addresses by (ifindex, address).
+type Neighbours = BTreeMap<(u32, IpAddr), [u8; 6]>;
+
+/// Neighbours of these interfaces that have a MAC address which the kernel believes, by (ifindex, address); the second
+/// part are those that nobody has confirmed lately.
+pub(super) fn neighbours(
+    messages: &[NeighbourMessage],
+    of: impl Fn(u32) -> bool,
+) -> (Neighbours, Vec<(u32, IpAddr)>) {
+    let (mut known, mut stale) = (BTreeMap::new(), Vec::new());
+    for message in messages.iter().filter(|message| of(message.header.ifindex)) {
+        use NeighbourState::{Delay, Noarp, Permanent, Probe, Reachable, Stale};
+        if !matches!(message.header.state, Reachable | Stale | Delay | Probe | Permanent | Noarp) {
+            continue;
+        }
+        let (mut ip, mut mac) = (None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => ip = Some(IpAddr::V4(*a)),
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => ip = Some(IpAddr::V6(*a)),
+                NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
+                _ => {}
+            }
+        }
+        if let (Some(ip), Some(mac)) = (ip, mac) {
+            // broadcast and multicast are no next hops
+            let mac: [u8; 6] = mac;
+            if mac != [0; 6] && mac[0] & 1 == 0 {
+                known.insert((message.header.ifindex, ip), mac);
+                if message.header.state == Stale {
+                    stale.push((message.header.ifindex, ip));
+                }
+            }
+        }
+    }
+    (known, stale)
 }
 
 /// A routing rule that selects by source address.

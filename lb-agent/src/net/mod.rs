@@ -9,22 +9,30 @@ mod sysctl;
 
 pub(crate) use sysctl::parse_ports;
 
+use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use netlink_packet_core::NetlinkPayload;
+use netlink_packet_route::neighbour::NeighbourFlags;
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Handle, IpVersion, MulticastGroup, new_connection, new_multicast_connection};
 use tokio::sync::watch::Sender;
 
 use crate::links::NodeNet;
+use crate::model::settings::Xdp;
+use crate::xdpset::with_xdp;
 
 /// Events are gathered for so long before the next dump.
 const COALESCE: Duration = Duration::from_millis(50);
 /// Pause before netlink is tried again after a failure.
 const RETRY: Duration = Duration::from_secs(1);
+/// With XDP, how often it is read anew without an event: nobody tells of IPsec policies and ethtool's settings, and
+/// neighbours that XDP alone uses have to be confirmed.
+const REFRESH: Duration = Duration::from_secs(5);
 /// So many failures in a row end [`watch`].
 const MAX_FAILURES: u32 = 10;
 /// Groups whose events may change [`NodeNet`].
@@ -74,12 +82,12 @@ pub enum NetError {
 pub async fn snapshot() -> Result<NodeNet, NetError> {
     let (connection, handle, _) = new_connection().map_err(NetError::Socket)?;
     let task = tokio::spawn(connection);
-    let net = dump(&handle).await;
+    let net = dump(&handle, &Xdp::Off).await;
     task.abort();
-    net
+    Ok(net?.0)
 }
 
-/// Keeps `tx` at the node's network; returns when nobody listens any more.
+/// Keeps `tx` at the node's network, with what XDP on these interfaces needs; returns when nobody listens any more.
 ///
 /// It subscribes before the first dump, so nothing is missed; events are gathered for 50 ms; an equal state is not
 /// sent again. After an overrun (`ENOBUFS`) the state is dumped anew like after any event. Cancel-safe: dropping the
@@ -87,10 +95,10 @@ pub async fn snapshot() -> Result<NodeNet, NetError> {
 ///
 /// # Errors
 /// Netlink failed ten times in a row, a second apart; `tx` still holds the last good state.
-pub async fn watch(tx: Sender<NodeNet>) -> Result<(), NetError> {
+pub async fn watch(tx: Sender<NodeNet>, xdp: Xdp) -> Result<(), NetError> {
     let mut failures = 0;
     loop {
-        match follow(&tx, &mut failures).await {
+        match follow(&tx, &xdp, &mut failures).await {
             Ok(()) => return Ok(()),
             Err(error) => {
                 failures += 1;
@@ -114,16 +122,20 @@ impl Drop for AbortOnDrop {
 }
 
 /// One subscription, from the first dump until nobody listens or netlink fails.
-async fn follow(tx: &Sender<NodeNet>, failures: &mut u32) -> Result<(), NetError> {
+async fn follow(tx: &Sender<NodeNet>, xdp: &Xdp, failures: &mut u32) -> Result<(), NetError> {
+    let neighbours = (*xdp != Xdp::Off).then_some(MulticastGroup::Neigh);
+    let groups: Vec<_> = GROUPS.iter().copied().chain(neighbours).collect();
     let (connection, _events_handle, mut events) =
-        new_multicast_connection(GROUPS).map_err(NetError::Socket)?;
+        new_multicast_connection(&groups).map_err(NetError::Socket)?;
     let _events_task = AbortOnDrop(tokio::spawn(connection));
     // Dumps have a socket of their own: a burst of events can't push out their answers.
     let (connection, handle, _) = new_connection().map_err(NetError::Socket)?;
     let _dump_task = AbortOnDrop(tokio::spawn(connection));
     loop {
-        let net = dump(&handle).await?;
+        let (net, stale) = dump(&handle, xdp).await?;
         *failures = 0;
+        confirm(&handle, &stale).await;
+        let ports: BTreeSet<u32> = xdp_ports(&net, xdp);
         tx.send_if_modified(|old| {
             let changed = *old != net;
             *old = net;
@@ -134,9 +146,10 @@ async fn follow(tx: &Sender<NodeNet>, failures: &mut u32) -> Result<(), NetError
                 () = tx.closed() => return Ok(()),
                 event = events.next() => match event {
                     None => return Err(NetError::Socket(io::Error::other("the kernel's event stream ended"))),
-                    Some((message, _)) if matters(&message.payload) => break,
+                    Some((message, _)) if matters(&message.payload, &ports) => break,
                     Some(_) => {}
                 },
+                () = tokio::time::sleep(REFRESH), if *xdp != Xdp::Off => break,
             }
         }
         tokio::time::sleep(COALESCE).await;
@@ -145,18 +158,41 @@ async fn follow(tx: &Sender<NodeNet>, failures: &mut u32) -> Result<(), NetError
 }
 
 /// Whether an event can change [`NodeNet`]: all but routes that are no default routes (a BGP router has many).
-/// Overruns do: anything may have been lost.
-fn matters(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
+/// Overruns do: anything may have been lost. Neighbours matter behind interfaces with XDP.
+fn matters(payload: &NetlinkPayload<RouteNetlinkMessage>, ports: &BTreeSet<u32>) -> bool {
     match payload {
         NetlinkPayload::InnerMessage(
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
         ) => route.header.destination_prefix_length == 0,
+        NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::NewNeighbour(neighbour) | RouteNetlinkMessage::DelNeighbour(neighbour),
+        ) => ports.contains(&neighbour.header.ifindex),
         _ => true,
     }
 }
 
-/// One complete dump.
-async fn dump(handle: &Handle) -> Result<NodeNet, NetError> {
+/// Interfaces that may carry XDP.
+fn xdp_ports(net: &NodeNet, xdp: &Xdp) -> BTreeSet<u32> {
+    with_xdp(net, xdp)
+        .0
+        .into_iter()
+        .filter(|(_, attachment)| attachment.xdp)
+        .map(|(index, _)| index)
+        .collect()
+}
+
+/// Has the kernel ask neighbours whether they are still there, as it would by itself if it sent to them; XDP does.
+async fn confirm(handle: &Handle, stale: &[(u32, IpAddr)]) {
+    for (index, address) in stale {
+        let flags = NeighbourFlags::Use;
+        if let Err(error) = handle.neighbours().add(*index, *address).flags(flags).replace().execute().await {
+            tracing::debug!(%error, %address, "a neighbour cannot be confirmed");
+        }
+    }
+}
+
+/// One complete dump, and the neighbours of XDP interfaces that nobody has confirmed lately.
+async fn dump(handle: &Handle, xdp: &Xdp) -> Result<(NodeNet, Vec<(u32, IpAddr)>), NetError> {
     let at = |what| move |source| NetError::Dump { what, source };
     let links = handle.link().get().execute().try_collect::<Vec<_>>().await.map_err(at("links"))?;
     let addresses =
@@ -181,13 +217,28 @@ async fn dump(handle: &Handle) -> Result<NodeNet, NetError> {
             Err(error) => return Err(at("rules")(error)),
         }
     }
-    Ok(NodeNet {
+    let mut net = NodeNet {
         links: decode::links(&links, &addresses, &routes),
         netns_cookie: crate::sys::netns_cookie().map_err(NetError::Cookie)?,
         ephemeral: sysctl::ephemeral()?,
         reserved: sysctl::reserved()?,
         source_rules,
-    })
+        ..NodeNet::default()
+    };
+    if *xdp == Xdp::Off {
+        return Ok((net, Vec::new()));
+    }
+    net.xfrm_policies = crate::sys::xfrm::policies();
+    for (index, link) in &mut net.links {
+        let tagged = links.iter().any(|above| decode::is_vlan_on(above, *index));
+        link.strips_tags = tagged && crate::sys::ethtool::strips_tags(&link.name);
+    }
+    let ports = xdp_ports(&net, xdp);
+    let found =
+        handle.neighbours().get().execute().try_collect::<Vec<_>>().await.map_err(at("neighbours"))?;
+    let (known, stale) = decode::neighbours(&found, |index| ports.contains(&index));
+    net.neighbours = known;
+    Ok((net, stale))
 }
 
 /// The kernel does not have the family at all.

@@ -15,6 +15,7 @@ pub mod expand;
 pub mod ids;
 pub mod issue;
 pub mod network;
+mod nexthop;
 pub mod node;
 pub mod pool;
 pub mod ports;
@@ -79,6 +80,7 @@ pub fn plan(inputs: Inputs<'_>, ids: &mut IdTable, now: Duration) -> (Desired, V
     ids.finish();
 
     network::add_interfaces(net, attachments, &node, settings, &mut tables);
+    nexthop::add(net, attachments, &mut tables);
     network::add_addresses(&node, settings, &mut tables, &mut issues);
     network::configure(snapshot, net, &node, settings, &mut tables, &mut issues);
     network::add_namespaces(net, settings, &mut tables);

@@ -48,6 +48,11 @@ pub fn text(status: &Value) -> String {
         let names: Vec<&str> = array(status, "interfaces").filter_map(Value::as_str).collect();
         lines.push(format!("attached   {} interfaces: {}", word("attached"), names.join(" ")));
     }
+    let xdp: Vec<&str> = array(status, "xdp").filter_map(Value::as_str).collect();
+    if !xdp.is_empty() {
+        lines.push(format!("xdp        {}", xdp.join(" ")));
+    }
+    lines.extend(array(status, "xdpRefused").filter_map(Value::as_str).map(|w| format!("warning    {w}")));
     lines.extend(array(status, "failures").filter_map(Value::as_str).map(|f| format!("FAILED     {f}")));
     let warnings = array(status, "warnings").chain(array(status, "leftoverWarnings"));
     lines.extend(warnings.filter_map(Value::as_str).map(|w| format!("warning    {w}")));

@@ -73,6 +73,10 @@ pub struct Status {
     pub attached: usize,
     /// Their names.
     pub interfaces: Vec<String>,
+    /// Names of those that carry XDP, too.
+    pub xdp: Vec<String>,
+    /// Interfaces that were to carry XDP and do not, with the reason.
+    pub xdp_refused: Vec<String>,
     /// Changes seen (B140).
     pub service_changes: u64,
     /// As `service_changes`, for EndpointSlices.
@@ -185,6 +189,8 @@ impl Status {
         self.applies += 1;
         self.attached = attach.attached;
         self.interfaces = attach.interfaces;
+        self.xdp = attach.xdp;
+        self.xdp_refused = attach.refused;
         self.failures = apply.failures.into_iter().chain(attach.failures).collect();
         self.issues = issues;
         if !self.failures.is_empty() {

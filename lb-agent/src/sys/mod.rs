@@ -1,9 +1,11 @@
 //! Safe wrappers around the few system calls that no crate offers: the `unsafe` of the agent lives here.
 
 pub mod bpf;
+pub mod ethtool;
 pub mod iptables;
 pub mod memory;
 pub mod proc_sys;
+pub mod xfrm;
 
 use std::ffi::CString;
 use std::io;

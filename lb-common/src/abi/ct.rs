@@ -48,7 +48,8 @@ pub struct CtValue<F: Family> {
     pub aux_port: [u8; 2],
     /// The client's own port, network order (differs from the one behind the DNAT for a moved flow).
     pub client_port: [u8; 2],
-    /// Row of `LB_NH`; 0 = ask the stack.
+    /// Rows of `LB_NH`, for XDP flows: towards the backend in the low half, towards the client in the high one;
+    /// 0 = not known, the packet is TC's.
     pub nexthop: u32,
     /// Backend id; 0 for a pass entry.
     pub backend: u32,

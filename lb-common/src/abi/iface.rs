@@ -1,5 +1,7 @@
 //! Interfaces, node addresses and next hops. The agent writes, the kernel reads.
 
+use crate::family::Ip6;
+
 /// Value of `LB_IF` (key: ifindex, u32): an interface of the attach set.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -32,14 +34,21 @@ pub const NODE_LOCAL: u32 = 1 << 1;
 /// from outside with such a destination is never balanced, so that no neighbour reaches what is meant for this host.
 pub const NODE_HOST_NODEPORT: u32 = 1 << 2;
 
-/// Value of `LB_NH` (array; row 0 is never used): how a backend is reached without asking the stack.
+/// Value of `LB_NH` (array; row 0 is never used): what XDP needs to know of links and neighbours.
+///
+/// Rows 1 to 255 are interfaces that carry XDP ([`port_row`]): `smac` is their own address, `dmac` zero. The others
+/// are neighbours of such interfaces ([`neighbour_row`]): all of one row have the same (interface, address), a row
+/// that two neighbours would share is left empty. So an address whose MAC changes changes one row, and all flows
+/// that name it follow.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct NextHop {
     /// Output interface; 0 = the row is not valid.
     pub ifindex: u32,
     /// `NH_*` bits.
-    pub flags: u32,
+    pub flags: u16,
+    /// Largest IP packet that the interface takes, in bytes.
+    pub mtu: u16,
     /// Destination MAC.
     pub dmac: [u8; 6],
     /// Source MAC.
@@ -47,5 +56,25 @@ pub struct NextHop {
 }
 const _: () = assert!(size_of::<NextHop>() == 20);
 
-/// The neighbour is directly on the interface named by `ifindex`.
-pub const NH_DIRECT: u32 = 1 << 0;
+/// The row is an interface, not a neighbour.
+pub const NH_PORT: u16 = 1 << 0;
+
+/// First row of neighbours.
+const NEIGHBOURS: u32 = 256;
+
+/// Row of an interface. Two of the same remainder cannot both carry XDP.
+#[must_use]
+#[inline(always)]
+pub const fn port_row(ifindex: u32) -> u32 {
+    1 + ifindex % (NEIGHBOURS - 1)
+}
+
+/// Row of a neighbour by its address as the kernel's routes name it (IPv4: the first four bytes, the rest zero) and the
+/// interface behind which it is.
+#[must_use]
+#[inline(always)]
+pub fn neighbour_row(ifindex: u32, addr: &Ip6) -> u32 {
+    let mixed = crate::hash::mix6(addr) ^ ifindex.wrapping_mul(0x85eb_ca6b);
+    let hash = (mixed ^ (mixed >> 15)).wrapping_mul(0xc2b2_ae35);
+    NEIGHBOURS + ((hash as u64 * (super::capacity::NEXTHOPS as u64 - NEIGHBOURS as u64)) >> 32) as u32
+}

@@ -92,6 +92,8 @@ names! {
         LB_TC_IN_L3 = "lb_tc_in_l3",
         /// TC egress of devices without a link-layer header.
         LB_TC_OUT_L3 = "lb_tc_out_l3",
+        /// XDP of uplinks.
+        LB_XDP = "lb_xdp",
         /// connect(), AF_INET.
         LB_CONNECT4 = "lb_connect4",
         /// connect(), AF_INET6.

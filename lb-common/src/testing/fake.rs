@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::vec::Vec;
 
 use crate::abi::PAIR_MOVED;
-use crate::abi::{AffValue, CtKey, CtValue, FragKey, FragValue, Iface, SkUdpKey, SkUdpValue, SvcValue};
+use crate::abi::{
+    AffValue, CtKey, CtValue, FragKey, FragValue, Iface, NextHop, SkUdpKey, SkUdpValue, SvcValue,
+};
 use crate::counter::Counter;
 use crate::env::{Env, Insert, Scratch, SockEnv, Table, Work};
 use crate::family::{Backend, Family, Ip4, Ip6, V4, V6};
@@ -83,6 +85,8 @@ pub struct Tables<F: Family> {
     pub fragments: BTreeMap<FragKey<F>, FragValue<F>>,
     /// What a bridge finds, by (its ifindex, destination).
     pub neighbours: BTreeMap<(u32, F::Addr), Neighbour>,
+    /// Row of the next hop towards a destination.
+    pub routes: BTreeMap<F::Addr, u32>,
 }
 
 impl<F: Family> Default for Tables<F> {
@@ -100,6 +104,7 @@ impl<F: Family> Default for Tables<F> {
             young: BTreeMap::new(),
             fragments: BTreeMap::new(),
             neighbours: BTreeMap::new(),
+            routes: BTreeMap::new(),
         }
     }
 }
@@ -146,6 +151,7 @@ pub struct FakeEnv {
     pub v6: Tables<V6>,
     pub slots: BTreeMap<u32, u32>,
     pub ifaces: BTreeMap<u32, Iface>,
+    pub next_hops: BTreeMap<u32, NextHop>,
     /// Bytes of the role filter; shared, so that a clone is cheap.
     pub roles: Arc<Vec<u8>>,
     /// Slots of the pair filter that are not 0.
@@ -167,6 +173,7 @@ impl Default for FakeEnv {
             v6: Tables::default(),
             slots: BTreeMap::new(),
             ifaces: BTreeMap::new(),
+            next_hops: BTreeMap::new(),
             roles: Arc::new(std::vec![0; crate::abi::ROLE_SIZE]),
             pairs: BTreeMap::new(),
             correspondents: BTreeMap::new(),
@@ -276,6 +283,13 @@ impl<F: Side> Env<F> for FakeEnv {
     }
     fn iface(&self, ifindex: u32) -> Option<Iface> {
         self.ifaces.get(&ifindex).copied()
+    }
+    fn next_hop(&self, row: u32) -> NextHop {
+        self.next_hops.get(&row).copied().unwrap_or_default()
+    }
+    fn route(&self, _ifindex: u32, _src: F::Addr, dst: F::Addr, mtu: u16) -> u32 {
+        let row = F::side(self).routes.get(&dst).copied().unwrap_or(0);
+        if self.next_hops.get(&row).is_some_and(|hop| hop.mtu >= mtu) { row } else { 0 }
     }
     fn now_ns(&self) -> u64 {
         self.now_ns

@@ -8,7 +8,8 @@ use crate::abi::LbConfig;
 use crate::env::{Hook, Scratch};
 use crate::family::{V4, V6};
 use crate::tc::{concerns_in, concerns_out, tc_in, tc_out, walk};
-use crate::verdict::Verdict;
+use crate::verdict::{Verdict, XdpStep};
+use crate::xdp;
 
 /// A TC hook.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,6 +47,26 @@ impl Machine {
             },
         };
         if v6 { self.story::<V6>(direction, hook, frame) } else { self.story::<V4>(direction, hook, frame) }
+    }
+
+    /// What happens to a frame at XDP of an interface; dispatched as the program does it.
+    pub fn run_xdp(&mut self, ifindex: u32, frame: &mut Vec<u8>) -> XdpStep {
+        match frame.get(12..14) {
+            Some([0x08, 0x00]) => self.xdp::<V4>(ifindex, frame),
+            Some([0x86, 0xdd]) => self.xdp::<V6>(ifindex, frame),
+            _ => XdpStep::Up,
+        }
+    }
+
+    fn xdp<F: Side>(&mut self, ifindex: u32, frame: &mut Vec<u8>) -> XdpStep {
+        let work = F::work(&mut self.scratch);
+        work.hook = Hook { l3: xdp::L3, ifindex, ingress_ifindex: ifindex };
+        let roles = xdp::concerns_xdp::<F>(frame, &self.env);
+        if roles == 0 {
+            return XdpStep::Up;
+        }
+        let step = xdp::xdp_in::<F>(frame, &mut self.env, &self.config, work, roles);
+        xdp::walk::<F>(frame, &mut self.env, &self.config, work, step)
     }
 
     fn story<F: Side>(&mut self, direction: Direction, hook: Hook, frame: &mut Vec<u8>) -> Verdict {

@@ -24,6 +24,7 @@ pub(crate) mod servers;
 pub(crate) mod traffic;
 pub(crate) mod tun;
 pub(crate) mod worker;
+pub(crate) mod xdp;
 
 use std::collections::BTreeMap;
 use std::fs;

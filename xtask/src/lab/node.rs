@@ -60,6 +60,8 @@ pub(crate) struct Node {
     /// Objects by an API server; `None` = by the folder of manifests.
     pub(crate) feed: Option<ApiFeed>,
     manifests: PathBuf,
+    /// Further arguments of the agent.
+    pub(crate) extra: Vec<String>,
     /// Its KubeProxyConfiguration.
     pub(crate) config: PathBuf,
     agent: Option<Child>,
@@ -130,6 +132,7 @@ impl Node {
             bpffs,
             cgroup,
             feed: None,
+            extra: Vec::new(),
             manifests: manifests.into(),
             config,
             agent: None,
@@ -190,7 +193,7 @@ impl Node {
             None => arguments.extend(["--manifests", &manifests]),
             Some(feed) => arguments.extend(feed.arguments.iter().map(String::as_str)),
         }
-        arguments.extend(places.iter().map(String::as_str));
+        arguments.extend(places.iter().chain(&self.extra).map(String::as_str));
         let child = self.launch(program, &arguments)?.stdout(log.try_clone()?).stderr(log).spawn()?;
         janitor::process(child.id());
         self.agent = Some(child);

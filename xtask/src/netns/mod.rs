@@ -28,6 +28,7 @@ mod tuples;
 mod unserved;
 mod upgrade;
 mod uplinks;
+mod xdp;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -160,6 +161,10 @@ fn cases(kind: Kind) -> Vec<Case> {
         list.extend(interfaces::CASES);
         list.extend(traffic::CASES);
         list.extend(upgrade::CASES);
+    }
+    // over VXLAN no pod of another node is behind a device that XDP could send by
+    if kind != Kind::Overlay {
+        list.extend(xdp::CASES);
     }
     list.extend(counters::CASES);
     if kind == Kind::Friendly {

@@ -8,8 +8,14 @@ use super::{call, call_fd, obj_info, raw};
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
+/// `BPF_XDP`.
+const XDP: u32 = 37;
+/// `XDP_FLAGS_DRV_MODE`: native or not at all.
+const NATIVE: u32 = 1 << 2;
 /// `BPF_LINK_TYPE_CGROUP`.
 pub const LINK_CGROUP: u32 = 3;
+/// `BPF_LINK_TYPE_XDP`.
+pub const LINK_XDP: u32 = 6;
 /// `BPF_LINK_TYPE_TCX`.
 pub const LINK_TCX: u32 = 11;
 
@@ -28,7 +34,7 @@ pub struct LinkInfo {
 }
 
 impl LinkInfo {
-    /// ifindex of a TCX link; 0 once the interface is gone.
+    /// ifindex of a TCX or XDP link; 0 once the interface is gone.
     #[must_use]
     pub fn ifindex(&self) -> u32 {
         self.target[0]
@@ -69,6 +75,18 @@ pub fn link_create(program: impl AsFd, target: u32, attach_type: u32) -> io::Res
     let mut attr =
         LinkCreateAttr { prog_fd: raw(&program), target, attach_type, ..LinkCreateAttr::default() };
     // SAFETY: LinkCreateAttr is the kernel's layout for BPF_LINK_CREATE of TCX and cgroup links; no pointers.
+    unsafe { call_fd(BPF_LINK_CREATE, &mut attr) }
+}
+
+/// Attaches an XDP program to an interface, in native mode.
+///
+/// # Errors
+/// As the kernel says (`EBUSY`: there is another one; `EOPNOTSUPP`: the driver has no XDP); nothing is attached.
+pub fn link_create_xdp(program: impl AsFd, ifindex: u32) -> io::Result<OwnedFd> {
+    let (prog_fd, attach_type) = (raw(&program), XDP);
+    let mut attr =
+        LinkCreateAttr { prog_fd, target: ifindex, attach_type, flags: NATIVE, ..LinkCreateAttr::default() };
+    // SAFETY: LinkCreateAttr is the kernel's layout for BPF_LINK_CREATE; its end, zero, is not of XDP links; no pointers.
     unsafe { call_fd(BPF_LINK_CREATE, &mut attr) }
 }
 

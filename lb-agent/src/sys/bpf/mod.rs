@@ -10,7 +10,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
-pub use link::{LINK_CGROUP, LINK_TCX, LinkInfo, link_create, link_detach, link_info, link_update};
+pub use link::{
+    LINK_CGROUP, LINK_TCX, LINK_XDP, LinkInfo, link_create, link_create_xdp, link_detach, link_info,
+    link_update,
+};
 pub use map::{ARRAY, BATCH, Batch, PERCPU_ARRAY, RawMap, map_create, no_batches};
 
 const BPF_OBJ_PIN: libc::c_long = 6;

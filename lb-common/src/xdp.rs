@@ -1,0 +1,239 @@
+//! The story of a packet at XDP, in front of the stack: what goes to a backend of another node is rewritten at both NAT
+//! positions in one step and sent out, its replies are turned back; everything else goes up byte for byte as it came
+//! (invariant I2), and TC does the rest. Nothing is written to a frame before all that could keep it here was asked.
+//!
+//! The rules are TC's own: [`crate::decide`], [`crate::track`], [`crate::nat`]. A flow keeps the kind it was born with: what
+//! has entries of TC is TC's, and TC completes what began here ([`crate::tc::complete`]). A new flow whose backend TC is
+//! to serve is begun *for* TC: a decision is a random draw, and must not be drawn twice.
+
+use crate::abi::{BE_LOCAL, CT_XDP, LbConfig, NH_PORT, NODE_NODEPORT, NextHop, POS_IN, port_row};
+use crate::abi::{ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT};
+use crate::counter::Counter;
+use crate::decide::{Outcome, Source, Target, decide, is_nodeport, target};
+use crate::env::{Env, Table, Work, ticks};
+use crate::family::Family;
+use crate::flow::Role;
+use crate::frame::Frame;
+use crate::nat::{rewrite, take_hop};
+use crate::packet::{LoadAddr, parse_plain};
+use crate::tc::{aim, tuple};
+use crate::track::{Claim, Follow, find, follow_at, in_pool};
+use crate::verdict::XdpStep;
+
+/// Offset of the IP header: frames have an Ethernet header and no tag, or are not ours.
+pub const L3: usize = 14;
+
+/// Roles of a packet's destination that may make it the balancer's business (invariant I5). Asked before anything else; 0
+/// is certain.
+#[inline(always)]
+pub fn concerns_xdp<F: LoadAddr>(frame: &impl Frame, env: &impl Env<F>) -> u8 {
+    let Some(dst) = F::load_address(frame, L3 + F::ADDRS + size_of::<F::Addr>()) else { return 0 };
+    env.roles(dst) & (ROLE_FRONTEND | ROLE_NODEPORT | ROLE_SNAT)
+}
+
+/// A packet that came in by an interface with XDP; `roles` are [`concerns_xdp`]'s.
+#[inline(always)]
+pub fn xdp_in<F: LoadAddr>(
+    frame: &impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+    roles: u8,
+) -> XdpStep {
+    let packet = &mut work.packet;
+    if !crate::packet::addresses::<F>(frame, L3, packet) || !parse_plain::<F>(frame, L3, packet) {
+        return XdpStep::Up;
+    }
+    let frontend =
+        roles & ROLE_FRONTEND != 0 || roles & ROLE_NODEPORT != 0 && is_nodeport(config, packet.dport);
+    let masqueraded = roles & ROLE_SNAT != 0 && in_pool(config, packet.dport);
+    if !frontend && !masqueraded {
+        return XdpStep::Up;
+    }
+    work.key = tuple(&work.packet, POS_IN);
+    let Some(table) = find(env, &work.key, &mut work.value) else {
+        let begins = frontend && work.packet.begins_flow() && is_mine(frame, env, work.hook.ifindex);
+        return if begins { XdpStep::NewFlow } else { XdpStep::Up };
+    };
+    if work.value.flags & CT_XDP == 0 || !is_mine(frame, env, work.hook.ifindex) {
+        return XdpStep::Up;
+    }
+    work.young = (table == Table::Young) as u32;
+    let tick = ticks(env.now_ns());
+    if work.value.last_tick != tick {
+        return XdpStep::Visit;
+    }
+    go_on(env, work, table, tick)
+}
+
+/// The frame is for this interface: its destination is the MAC address of the row. Others (promiscuous mode, a switch
+/// that floods) are not for us to forward.
+#[inline(always)]
+fn is_mine<F: Family>(frame: &impl Frame, env: &impl Env<F>, ifindex: u32) -> bool {
+    let port = env.next_hop(port_row(ifindex));
+    let Some(mac) = frame.load::<6>(0) else { return false };
+    port.ifindex == ifindex && port.flags & NH_PORT != 0 && port.smac == mac
+}
+
+/// Follows the entry in hand.
+#[inline(always)]
+fn go_on<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>, table: Table, tick: u32) -> XdpStep {
+    match follow_at(env, work, table, tick) {
+        Follow::Rewrite => XdpStep::Send,
+        Follow::Pass => XdpStep::Up,
+        Follow::Anew if work.packet.begins_flow() => XdpStep::NewFlow,
+        Follow::Anew => XdpStep::Up,
+    }
+}
+
+/// The first packet of a flow in a while: `row` is its next hop as the kernel's routes have it now. So a flow follows
+/// its routes within a second, and the agent has to tell of links and neighbours only.
+#[inline(always)]
+pub fn visit<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>, row: u32) -> XdpStep {
+    let other = if Role::of(work.value.role).is_reply() { 0x0000_ffff } else { 0xffff_0000 };
+    let shift = if Role::of(work.value.role).is_reply() { 16 } else { 0 };
+    work.value.nexthop = (work.value.nexthop & other) | row << shift;
+    let table = if work.young != 0 { Table::Young } else { Table::Established };
+    let tick = ticks(env.now_ns());
+    go_on(env, work, table, tick)
+}
+
+/// Rewrites the packet by the entry in hand and addresses it to its next hop. Without a next hop it goes up as it came,
+/// and TC sends it on.
+#[inline(always)]
+pub fn send<F: LoadAddr>(frame: &mut impl Frame, env: &mut impl Env<F>, work: &mut Work<F>) -> XdpStep {
+    let rows = work.value.nexthop;
+    let row = if Role::of(work.value.role).is_reply() { rows >> 16 } else { rows & 0xffff };
+    work.way = env.next_hop(row);
+    if row == 0 || work.way.ifindex == 0 || work.way.flags & NH_PORT != 0 {
+        return XdpStep::Up;
+    }
+    match written(frame, work) {
+        Some(()) => {
+            env.count(Counter::XdpSent);
+            XdpStep::Sent
+        }
+        None => {
+            env.count(Counter::DropRewrite);
+            XdpStep::Drop
+        }
+    }
+}
+
+#[inline(always)]
+fn written<F: LoadAddr>(frame: &mut impl Frame, work: &Work<F>) -> Option<()> {
+    rewrite(frame, &work.packet, &work.value)?;
+    take_hop::<F>(frame, L3)?;
+    let NextHop { dmac: [a, b, c, d, e, f], smac: [g, h, i, j, k, l], .. } = work.way;
+    frame.store(0, &[a, b, c, d, e, f, g, h, i, j, k, l])
+}
+
+/// What XDP is to do with a packet that begins a flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Choice {
+    /// Nothing: TC decides, and answers or drops where the rules say so.
+    Tc,
+    /// The flow in hand is TC's: its backend is on this node, or its source is kept.
+    Near,
+    /// The flow in hand goes to another node and its source is replaced: XDP's, if there is a next hop either way.
+    Far,
+}
+
+/// Decides a packet that begins a flow.
+#[inline(always)]
+pub fn choose<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> Choice {
+    let (src, dst) = (work.packet.src, work.packet.dst);
+    let roles = env.roles(dst);
+    let Target::Service(service) =
+        target(env, config, roles, NODE_NODEPORT, dst, work.packet.dport, work.packet.proto)
+    else {
+        return Choice::Tc;
+    };
+    let if_flags = env.iface(work.hook.ifindex).map_or(0, |iface| iface.flags);
+    let source = Source::packet::<F>(config, src, if_flags);
+    let decision = decide(env, config, &service, src, &source);
+    if decision.outcome != Outcome::Deliver {
+        return Choice::Tc;
+    }
+    aim(env, work, service.id, &decision);
+    if decision.masquerade && decision.backend.flags & BE_LOCAL == 0 { Choice::Far } else { Choice::Near }
+}
+
+/// Begins the flow in hand: at XDP if its next hops are known, `request` towards the backend and `reply` towards the
+/// client (rows of the next-hop table, 0 = none), and the interface it leaves by has an address to masquerade to;
+/// otherwise for TC, which then finds its entries.
+#[inline(always)]
+pub fn begin_flow<F: LoadAddr>(
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+    request: u32,
+    reply: u32,
+) -> XdpStep {
+    let hop = env.next_hop(request);
+    let back = env.next_hop(reply);
+    if request != 0 && reply != 0 && hop.ifindex != 0 && back.ifindex != 0 {
+        let snat = env.iface(hop.ifindex).map_or(F::ZERO, |iface| F::snat_addr(&iface));
+        let flags = work.flow.flags;
+        if snat != F::ZERO {
+            work.flow.snat = snat;
+            work.flow.nexthop = request | reply << 16;
+            if env.claim_xdp(config, work) {
+                return XdpStep::Send;
+            }
+            work.flow.flags = flags;
+        }
+    }
+    for_tc(env, config, work)
+}
+
+/// Begins the flow in hand for TC.
+#[inline(always)]
+pub fn for_tc<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> XdpStep {
+    match env.claim(config, work) {
+        Claim::New => env.count(Counter::NewFlow),
+        // a refusal has been counted; TC tries once more, and drops the packet
+        Claim::Known | Claim::Refused => {}
+    }
+    XdpStep::Up
+}
+
+/// Carries out the rare steps until the packet's fate is known: what the BPF side does by global functions.
+pub fn walk<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+    first: XdpStep,
+) -> XdpStep {
+    let port = env.next_hop(port_row(work.hook.ifindex));
+    let mut step = first;
+    if step == XdpStep::Visit {
+        let (src, dst) = ends(work);
+        step = visit(env, work, env.route(work.hook.ifindex, src, dst, port.mtu));
+    }
+    if step == XdpStep::NewFlow {
+        step = match choose(env, config, work) {
+            Choice::Tc => XdpStep::Up,
+            Choice::Near => for_tc(env, config, work),
+            Choice::Far => {
+                let flow = work.flow;
+                let request = env.route(work.hook.ifindex, flow.client, flow.backend, port.mtu);
+                let mtu = env.next_hop(request).mtu; // replies come in there
+                let reply = env.route(work.hook.ifindex, flow.frontend, flow.client, mtu);
+                begin_flow(env, config, work, request, reply)
+            }
+        };
+    }
+    if step == XdpStep::Send { send(frame, env, work) } else { step }
+}
+
+/// Between whom the packet of the entry in hand is routed: as at TC, where the stack routes a request before its source
+/// is replaced, and a reply belongs on the uplink of its new source.
+#[inline(always)]
+#[must_use]
+pub fn ends<F: LoadAddr>(work: &Work<F>) -> (F::Addr, F::Addr) {
+    let src = if Role::of(work.value.role).is_reply() { work.value.src } else { work.packet.src };
+    (src, work.value.dst)
+}
