@@ -29,6 +29,8 @@ pub(crate) enum Ask {
     UdpFrom { to: SocketAddr, from: IpAddr, connected: bool },
     /// Opens a connection that stays, under a name.
     Open { id: String, to: SocketAddr },
+    /// Closes such a connection.
+    Close { id: String },
     /// One line over such a connection and its echo.
     Say { id: String, text: String },
     /// Opens a UDP socket that stays.
@@ -201,6 +203,7 @@ impl Sockets {
                 writeln!(writer, "{text}")?;
                 answer.text = line(stream)?;
             }
+            Ask::Close { id } => drop(self.streams.remove(id).ok_or_else(missing)?),
             Ask::OpenUdp { id, to, connected } => {
                 let socket = datagram(*to, false)?;
                 exchange(&socket, *to, *connected, answer)?;
