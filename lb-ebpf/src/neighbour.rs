@@ -25,8 +25,8 @@ struct Lookup {
 }
 const _: () = assert!(size_of::<Lookup>() == 64);
 
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
+pub(crate) const AF_INET: u8 = 2;
+pub(crate) const AF_INET6: u8 = 10;
 
 /// Where a packet from `src` to `dst` that came in by `ifindex` would be sent. Unknown if it would not be forwarded, or
 /// the neighbour is not resolved.

@@ -16,14 +16,12 @@ use lb_common::packet::LoadAddr;
 use lb_common::xdp::ends;
 
 use crate::env::BpfEnv;
+use crate::neighbour::{AF_INET, AF_INET6};
 use crate::tc::NEXT;
-
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
 
 /// The address as the kernel's unions hold it.
 #[inline(always)]
-fn words(Ip6 { addr: a }: Ip6) -> [u32; 4] {
+pub(crate) fn words(Ip6 { addr: a }: Ip6) -> [u32; 4] {
     [
         u32::from_ne_bytes([a[0], a[1], a[2], a[3]]),
         u32::from_ne_bytes([a[4], a[5], a[6], a[7]]),

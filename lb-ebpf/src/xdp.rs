@@ -16,10 +16,9 @@ use lb_common::xdp::{Choice, L3, begin_flow, choose, concerns_xdp, ends, for_tc,
 
 use crate::env::{BpfEnv, config};
 use crate::frame::{FAR, read};
+use crate::neighbour::{AF_INET, AF_INET6};
+use crate::reroute::words;
 use crate::steps::{Mine, scratch};
-
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
 
 /// A packet in front of the stack. What is not in its first buffer is not there.
 struct XdpFrame {
@@ -275,17 +274,6 @@ where
     let row = neighbour_row(route.ifindex, &bytes([a, rest[0], rest[1], rest[2]]));
     let hop = BpfEnv.next_hop(row);
     if hop.ifindex == route.ifindex && hop.dmac == route.dmac { row } else { 0 }
-}
-
-/// The address as the kernel's unions hold it.
-#[inline(always)]
-fn words(Ip6 { addr: a }: Ip6) -> [u32; 4] {
-    [
-        u32::from_ne_bytes([a[0], a[1], a[2], a[3]]),
-        u32::from_ne_bytes([a[4], a[5], a[6], a[7]]),
-        u32::from_ne_bytes([a[8], a[9], a[10], a[11]]),
-        u32::from_ne_bytes([a[12], a[13], a[14], a[15]]),
-    ]
 }
 
 /// The inverse of `words`.
