@@ -1,5 +1,6 @@
 //! The decision tables of BEHAVIOUR.md: sets, affinity, masquerade, refusals, source ranges.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use lb_common::abi::*;
@@ -294,4 +295,23 @@ fn a_missing_slot_or_row_is_a_named_drop() {
     machine.env.slots.clear();
     let decision = ask(&mut machine, &service, ip(99), POD);
     assert_eq!((decision.outcome, decision.reason), (Outcome::Drop, Counter::DropNoBackend));
+}
+
+/// B29: an even draw. 10 backends, 20,000 draws: each bin within five standard deviations (sqrt(n p q) = 42).
+#[test]
+fn b29_selection_is_even() {
+    let n = net4();
+    let mut w = World::default();
+    let ids: Vec<u32> = (0..10).map(|i| w.backend(IpAddr::from([10, 0, 0, i + 1]), 80, TCP, 0)).collect();
+    let service = w.service(SVC_HAS_ANY | SVC_EXTERNAL, &ids, &[]);
+    let mut machine = w.machine();
+    let mut bins = BTreeMap::<u32, u32>::new();
+    for _ in 0..20_000 {
+        let source = Source { pod: Some(false), host: false, pod_facing: false };
+        let decision = decide::<V4>(&mut machine.env, &w.config, &service, V4::addr(n.client), &source);
+        assert_eq!(decision.outcome, Outcome::Deliver);
+        *bins.entry(decision.id).or_default() += 1;
+    }
+    assert_eq!(bins.len(), 10);
+    assert!(bins.values().all(|count| count.abs_diff(2000) < 212), "{bins:?}");
 }

@@ -8,6 +8,7 @@ mod errors;
 pub mod fake;
 pub mod golden;
 pub mod machine;
+mod net;
 pub mod packets;
 pub mod world;
 
