@@ -92,6 +92,16 @@ counters! {
     XdpCompleted = 29, "xdp_completed_at_tc";
     /// Dropped: a packet of a flow that began at XDP, for which the node has no route, or whose hop limit is used up.
     DropNoRoute = 30, "drop_no_route";
+    /// Flows that ended (both sides closed, or one reset) and left the established table.
+    FlowRetired = 31, "flow_retired";
+    /// Entries that the programs put into LB_CT4; with those that went, it tells how many were evicted.
+    Established4Made = 32, "established4_made";
+    /// Entries that the programs deleted from LB_CT4.
+    Established4Gone = 33, "established4_gone";
+    /// As established4_made, for LB_CT6.
+    Established6Made = 34, "established6_made";
+    /// As established4_gone, for LB_CT6.
+    Established6Gone = 35, "established6_gone";
 }
 
 /// Entries of `LB_COUNTERS`: the numbers in use, with room.

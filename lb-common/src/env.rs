@@ -101,13 +101,13 @@ pub trait Env<F: Family> {
     {
         track::refresh(self, work, table)
     }
-    /// [`track::promote`], likewise.
+    /// [`track::bring`], likewise.
     #[inline(always)]
-    fn promote(&mut self, work: &mut Work<F>)
+    fn bring(&mut self, work: &mut Work<F>, to: Table)
     where
         Self: Sized,
     {
-        track::promote(self, work);
+        track::bring(self, work, to);
     }
     /// [`track::forget`], likewise.
     #[inline(always)]
@@ -175,13 +175,20 @@ pub trait Env<F: Family> {
     {
         fragment::remember(self, work, position);
     }
-    /// [`track::reserve`], likewise.
+    /// [`track::attempt`], likewise.
     #[inline(always)]
-    fn reserve(&mut self, work: &mut Work<F>, table: Table, role: Role) -> Reserve
+    fn attempt(
+        &mut self,
+        config: &LbConfig,
+        work: &mut Work<F>,
+        table: Table,
+        role: Role,
+        tries: u32,
+    ) -> Reserve
     where
         Self: Sized,
     {
-        track::reserve(self, work, table, role)
+        track::attempt(self, config, work, table, role, tries)
     }
 }
 

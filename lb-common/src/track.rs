@@ -12,8 +12,8 @@ use crate::switch;
 
 /// Ticks after which an answered UDP flow counts as a stream (netfilter's rule: 2 s).
 const STREAM_TICKS: u32 = 2;
-/// Source ports that are tried before a flow is given up, ...
-const PORT_TRIES: u32 = 16;
+/// Source ports that are tried before a flow is given up: with 95 % of them taken, one flow in 400 finds none, ...
+const PORT_TRIES: u32 = 128;
 /// ... so many of them among those that have rested: see [`pick_port`].
 const RESTED_TRIES: u32 = 12;
 /// Parts of the SNAT pool, of which one is in use at a time, ...
@@ -72,9 +72,9 @@ pub fn follow_at<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Ta
     let role = Role::of(work.value.role);
     let syn = proto == TCP && kind & (SYN | ACK) == SYN;
     // a generation says whether the endpoint still serves: asked for UDP, young TCP and every SYN, not for
-    // established TCP data, which keeps its pod while that terminates
+    // established TCP data, which keeps its pod while that terminates, nor for what ends (see [`bring`])
     let begins = matches!(role, Role::DnatForward | Role::XdpForward);
-    if begins && (proto == UDP || syn || table == Table::Young) {
+    if begins && (proto == UDP || syn || (table == Table::Young && !is_closed(flags))) {
         let stale = env.generation(work.value.backend) != work.value.generation;
         if stale || (work.packet.begins_flow() && proto != UDP && is_closed(flags)) {
             if stale {
@@ -104,16 +104,20 @@ pub fn follow_at<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Ta
             env.forget(work);
             return Follow::Anew;
         }
+        if table == Table::Established && is_closed(work.flow.flags) {
+            env.bring(work, Table::Young);
+        }
     }
     if table == Table::Young
         && !role.is_reply()
         && flags & CT_REPLIED != 0
+        && !is_closed((flags | set) & !clear)
         && is_ripe(proto, kind, tick.wrapping_sub(work.value.born_tick))
     {
         work.flow.of(&work.key, &work.value);
         work.flow.last_tick = tick;
         work.flow.flags = (flags | set) & !clear; // the copies must know of a FIN that the packet carries
-        env.promote(work);
+        env.bring(work, Table::Established);
     }
     Follow::Rewrite
 }
@@ -222,19 +226,38 @@ pub fn refresh<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Tabl
     alive
 }
 
-/// Copies all entries of the flow in hand into the established table, reply half first. Deletes nothing in the
-/// young one: look-ups prefer the established table, and the sweep takes the rest.
+/// Brings all entries of the flow in hand into a table, reply half first.
+///
+/// Into the established one they are copied: look-ups ask that one first, and the sweep takes the rest. Into the young
+/// one, once the flow has ended, they are moved: what lives is never evicted for what has ended, however many short
+/// connections there are. Each is in the young table before it leaves the other, so that a look-up always finds it.
 #[inline(always)]
-pub fn promote<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>) {
+pub fn bring<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, to: Table) {
     for number in work.flow.first_entry()..work.flow.entries() {
         let role = Role::of(number ^ 1);
         work.flow.entry(role, &mut work.key2, &mut work.value2);
-        if env.flow_insert(Table::Established, &work.key2, &work.value2) == Insert::Full {
-            env.count(Counter::PromotionFailed);
-            return;
+        let inserted = env.flow_insert(to, &work.key2, &work.value2);
+        if to == Table::Established {
+            if inserted == Insert::Full {
+                env.count(Counter::PromotionFailed);
+                return;
+            }
+            continue;
         }
+        // that it is the flow's own entry, `refresh` has just seen
+        if inserted == Insert::Full {
+            return; // the sweep takes it
+        }
+        if inserted == Insert::Exists {
+            // the copy that the promotion left
+            let new = &work.value2;
+            env.flow_with(Table::Young, &work.key2, |value| {
+                (value.last_tick, value.flags, value.nexthop) = (new.last_tick, new.flags, new.nexthop);
+            });
+        }
+        env.flow_delete(Table::Established, &work.key2);
     }
-    env.count(Counter::FlowPromoted);
+    env.count(if to == Table::Established { Counter::FlowPromoted } else { Counter::FlowRetired });
 }
 
 /// Deletes all entries of the flow in hand from both tables, but none that belongs to another flow.
@@ -289,24 +312,10 @@ fn refuse<F: Family>(env: &mut impl Env<F>, why: Counter) -> Claim {
 /// port.
 #[inline(always)]
 pub fn claim<F: Family>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> Claim {
-    let mut claimed = false;
-    // the verifier needs a counter in a register to see the end of this
-    for tries in 0..PORT_TRIES {
-        work.tries = tries;
-        match env.reserve(work, Table::Young, Role::DnatReply) {
-            Reserve::Done => {
-                claimed = true;
-                break;
-            }
-            Reserve::Taken => {
-                work.flow.flags |= CT_MOVED;
-                work.flow.moved_port = pick_port(config, env.random(), work.flow.last_tick, tries);
-            }
-            Reserve::Full => return refuse(env, Counter::DropTableFull),
-        }
-    }
-    if !claimed {
-        return refuse(env, Counter::DropSnatExhausted);
+    match search(env, config, work, Table::Young, Role::DnatReply) {
+        Reserve::Done => {}
+        Reserve::Taken => return refuse(env, Counter::DropSnatExhausted),
+        Reserve::Full => return refuse(env, Counter::DropTableFull),
     }
     if work.flow.flags & CT_MOVED != 0 {
         env.count(Counter::FlowMovedPort);
@@ -357,6 +366,47 @@ impl Reserve {
             _ => Reserve::Full,
         }
     }
+}
+
+/// Reserves the key of the flow's entry with this role, with one port after another; `Taken`: none was free.
+#[inline(always)]
+fn search<F: Family>(
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+    table: Table,
+    role: Role,
+) -> Reserve {
+    // the verifier needs a counter in a register to see the end of this
+    for tries in 0..PORT_TRIES {
+        match env.attempt(config, work, table, role, tries) {
+            Reserve::Taken => {}
+            other => return other,
+        }
+    }
+    Reserve::Taken
+}
+
+/// [`reserve`] with the port that the flow in hand has, if it is the first try and there is one; else with another one.
+#[inline(always)]
+pub fn attempt<F: Family>(
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+    table: Table,
+    role: Role,
+    tries: u32,
+) -> Reserve {
+    work.tries = tries;
+    if role == Role::DnatReply {
+        if tries > 0 {
+            work.flow.flags |= CT_MOVED;
+            work.flow.moved_port = pick_port(config, env.random(), work.flow.last_tick, tries);
+        }
+    } else if tries > 0 || work.flow.snat_port == [0; 2] {
+        work.flow.snat_port = pick_port(config, env.random(), work.flow.last_tick, tries);
+    }
+    reserve(env, work, table, role)
 }
 
 /// Inserts the entry of the flow in hand with this role into `table` (and leaves it in `work.key2`, `work.value2`),
@@ -443,27 +493,18 @@ pub fn claim_snat<F: Family>(
         return refuse(env, Counter::DropNoSnatAddress);
     }
     work.flow.flags |= CT_MASQ;
-    if work.flow.snat_port == [0; 2] {
-        work.flow.snat_port = pick_port(config, env.random(), work.flow.last_tick, 0);
-        work.flow.snat = snat;
+    let mut found = Reserve::Taken;
+    if work.flow.snat_port != [0; 2] {
+        found = env.attempt(config, work, table, Role::SnatReply, 0);
     }
-    let mut claimed = false;
-    for tries in 0..PORT_TRIES {
-        work.tries = tries;
-        match env.reserve(work, table, Role::SnatReply) {
-            Reserve::Done => {
-                claimed = true;
-                break;
-            }
-            Reserve::Taken => {
-                work.flow.snat_port = pick_port(config, env.random(), work.flow.last_tick, tries);
-                work.flow.snat = snat;
-            }
-            Reserve::Full => return refuse(env, Counter::DropTableFull),
-        }
+    if found == Reserve::Taken {
+        (work.flow.snat, work.flow.snat_port) = (snat, [0; 2]);
+        found = search(env, config, work, table, Role::SnatReply);
     }
-    if !claimed {
-        return refuse(env, Counter::DropSnatExhausted);
+    match found {
+        Reserve::Done => {}
+        Reserve::Taken => return refuse(env, Counter::DropSnatExhausted),
+        Reserve::Full => return refuse(env, Counter::DropTableFull),
     }
     env.mark_pair(work);
     work.flow.entry(Role::SnatForward, &mut work.key, &mut work.value);
@@ -490,20 +531,8 @@ pub fn claim_snat<F: Family>(
 #[inline(always)]
 pub fn claim_xdp<F: Family>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> bool {
     work.flow.flags |= CT_MASQ | CT_XDP;
-    let mut claimed = false;
-    for tries in 0..PORT_TRIES {
-        work.tries = tries;
-        work.flow.snat_port = pick_port(config, env.random(), work.flow.last_tick, tries);
-        match env.reserve(work, Table::Young, Role::XdpReply) {
-            Reserve::Done => {
-                claimed = true;
-                break;
-            }
-            Reserve::Taken => {}
-            Reserve::Full => break,
-        }
-    }
-    if claimed {
+    work.flow.snat_port = [0; 2];
+    if search(env, config, work, Table::Young, Role::XdpReply) == Reserve::Done {
         work.flow.entry(Role::XdpForward, &mut work.key, &mut work.value);
         if env.flow_insert(Table::Young, &work.key, &work.value) == Insert::Done {
             env.count(Counter::XdpFlow);

@@ -30,12 +30,22 @@ pub fn config() -> Option<&'static LbConfig> {
     LB_CONFIG.get(0)
 }
 
+/// Adds one to a counter.
+#[inline(always)]
+fn count(counter: Counter) {
+    if let Some(value) = LB_COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: an element of this CPU; programs are not preempted by others of their kind there. A socket program
+        // that is interrupted between load and store loses one count.
+        unsafe { *value = (*value).wrapping_add(1) };
+    }
+}
+
 macro_rules! env {
     (
         $family:ident, $addr:ty, $svc_key:ident, $aff_key:ident, $key:ident, $value:ident,
         svc $svc:ident, node $node:ident $node_key:ident, src $src:ident, cidr $cidr:ident, range $range:ident $range_key:ident,
-        be $be:ident, generations $gen:ident, aff $aff:ident, ct $ct:ident, em $em:ident, frag $frag:ident,
-        $refresh:ident $promote:ident $forget:ident $claim:ident $claim_snat:ident $reserve:ident $mark_pair:ident
+        be $be:ident, generations $gen:ident, aff $aff:ident, ct $ct:ident $made:path, $gone:path, em $em:ident, frag $frag:ident,
+        $refresh:ident $bring:ident $forget:ident $claim:ident $claim_snat:ident $attempt:ident $mark_pair:ident
         $give_way:ident $meet_fragment:ident $remember_fragment:ident $claim_xdp:ident
     ) => {
         impl Env<$family> for BpfEnv {
@@ -145,7 +155,12 @@ macro_rules! env {
                     Table::Young => $em.insert(key, value, BPF_NOEXIST as u64),
                 };
                 match result {
-                    Ok(()) => Insert::Done,
+                    Ok(()) => {
+                        if table == Table::Established {
+                            count($made);
+                        }
+                        Insert::Done
+                    }
                     Err(EEXIST) => Insert::Exists,
                     Err(_) => Insert::Full,
                 }
@@ -154,10 +169,11 @@ macro_rules! env {
             #[inline(always)]
             fn flow_delete(&mut self, table: Table, key: &CtKey<$family>) {
                 // not there: somebody else deleted it
-                let _ = match table {
-                    Table::Established => $ct.remove(key),
-                    Table::Young => $em.remove(key),
-                };
+                match table {
+                    Table::Established if $ct.remove(key).is_ok() => count($gone),
+                    Table::Established => {}
+                    Table::Young => drop($em.remove(key)),
+                }
             }
 
             #[inline(always)]
@@ -232,11 +248,7 @@ macro_rules! env {
 
             #[inline(always)]
             fn count(&mut self, counter: Counter) {
-                if let Some(value) = LB_COUNTERS.get_ptr_mut(counter as u32) {
-                    // SAFETY: an element of this CPU; programs are not preempted by others of their kind there. A
-                    // socket program that is interrupted between load and store loses one count.
-                    unsafe { *value = (*value).wrapping_add(1) };
-                }
+                count(counter);
             }
 
             // `work` is this CPU's work space, where the global functions find it by themselves.
@@ -247,8 +259,8 @@ macro_rules! env {
             }
 
             #[inline(always)]
-            fn promote(&mut self, _work: &mut Work<$family>) {
-                steps::$promote();
+            fn bring(&mut self, _work: &mut Work<$family>, to: Table) {
+                steps::$bring(number(to));
             }
 
             #[inline(always)]
@@ -267,8 +279,15 @@ macro_rules! env {
             }
 
             #[inline(always)]
-            fn reserve(&mut self, _work: &mut Work<$family>, table: Table, role: Role) -> Reserve {
-                Reserve::of(steps::$reserve(number(table), role as u32))
+            fn attempt(
+                &mut self,
+                _config: &LbConfig,
+                _work: &mut Work<$family>,
+                table: Table,
+                role: Role,
+                tries: u32,
+            ) -> Reserve {
+                Reserve::of(steps::$attempt(number(table), role as u32, tries))
             }
 
             #[inline(always)]
@@ -325,15 +344,15 @@ fn number(table: Table) -> u32 {
 env!(
     V4, Ip4, SvcKey4, AffKey4, CtKey4, CtValue4,
     svc LB_SVC4, node LB_NODE4 Addr4, src LB_SRC4, cidr LB_CIDR4, range LB_RANGE4 RangeKey4,
-    be LB_BE4, generations LB_GEN4, aff LB_AFF4, ct LB_CT4, em LB_EM4, frag LB_FRAG4,
-    lb_refresh4 lb_promote4 lb_forget4 lb_claim4 lb_claim_snat4 lb_reserve4 lb_mark_pair4
+    be LB_BE4, generations LB_GEN4, aff LB_AFF4, ct LB_CT4 Counter::Established4Made, Counter::Established4Gone, em LB_EM4, frag LB_FRAG4,
+    lb_refresh4 lb_bring4 lb_forget4 lb_claim4 lb_claim_snat4 lb_attempt4 lb_mark_pair4
     lb_give_way4 lb_meet_fragment4 lb_remember_frag4 lb_claim_xdp4
 );
 env!(
     V6, Ip6, SvcKey6, AffKey6, CtKey6, CtValue6,
     svc LB_SVC6, node LB_NODE6 Addr6, src LB_SRC6, cidr LB_CIDR6, range LB_RANGE6 RangeKey6,
-    be LB_BE6, generations LB_GEN6, aff LB_AFF6, ct LB_CT6, em LB_EM6, frag LB_FRAG6,
-    lb_refresh6 lb_promote6 lb_forget6 lb_claim6 lb_claim_snat6 lb_reserve6 lb_mark_pair6
+    be LB_BE6, generations LB_GEN6, aff LB_AFF6, ct LB_CT6 Counter::Established6Made, Counter::Established6Gone, em LB_EM6, frag LB_FRAG6,
+    lb_refresh6 lb_bring6 lb_forget6 lb_claim6 lb_claim_snat6 lb_attempt6 lb_mark_pair6
     lb_give_way6 lb_meet_fragment6 lb_remember_frag6 lb_claim_xdp6
 );
 

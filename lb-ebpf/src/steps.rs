@@ -68,7 +68,7 @@ pub extern "C" fn lb_crc32c(change: u32, length: u32) -> u32 {
 
 macro_rules! steps {
     (
-        $family:ident: $refresh:ident $promote:ident $forget:ident $claim:ident $claim_snat:ident $reserve:ident $mark_pair:ident
+        $family:ident: $refresh:ident $bring:ident $forget:ident $claim:ident $claim_snat:ident $attempt:ident $mark_pair:ident
         $give_way:ident $meet_fragment:ident $remember_fragment:ident
         $new_flow:ident $last_word:ident $to_backend:ident $guard_reply:ident $answer:ident $reset:ident
         $fragment:ident $straight:ident $switch:ident $sctp:ident
@@ -83,9 +83,9 @@ macro_rules! steps {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $promote() -> u32 {
+        pub extern "C" fn $bring(number: u32) -> u32 {
             if let Some(scratch) = scratch() {
-                track::promote(&mut BpfEnv, $family::mine(scratch));
+                track::bring(&mut BpfEnv, $family::mine(scratch), table(number));
             }
             0
         }
@@ -119,9 +119,12 @@ macro_rules! steps {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $reserve(number: u32, role: u32) -> u32 {
-            let Some(scratch) = scratch() else { return track::Reserve::Full as u32 };
-            track::reserve(&mut BpfEnv, $family::mine(scratch), table(number), Role::of(role as u8)) as u32
+        pub extern "C" fn $attempt(number: u32, role: u32, tries: u32) -> u32 {
+            let (Some(config), Some(scratch)) = (config(), scratch()) else {
+                return track::Reserve::Full as u32;
+            };
+            let work = $family::mine(scratch);
+            track::attempt(&mut BpfEnv, config, work, table(number), Role::of(role as u8), tries) as u32
         }
 
         #[unsafe(no_mangle)]
@@ -279,12 +282,12 @@ macro_rules! steps {
     };
 }
 
-steps!(V4: lb_refresh4 lb_promote4 lb_forget4 lb_claim4 lb_claim_snat4 lb_reserve4 lb_mark_pair4
+steps!(V4: lb_refresh4 lb_bring4 lb_forget4 lb_claim4 lb_claim_snat4 lb_attempt4 lb_mark_pair4
     lb_give_way4 lb_meet_fragment4 lb_remember_frag4
     lb_new_flow4 lb_last_word4 lb_to_backend4 lb_guard_reply4 lb_answer4 lb_reset4
     lb_fragment4 lb_straight4 lb_switch4 lb_sctp4
     lb_icmp4 lb_reroute4 lb_claim_xdp4 lb_complete4 lb_out4);
-steps!(V6: lb_refresh6 lb_promote6 lb_forget6 lb_claim6 lb_claim_snat6 lb_reserve6 lb_mark_pair6
+steps!(V6: lb_refresh6 lb_bring6 lb_forget6 lb_claim6 lb_claim_snat6 lb_attempt6 lb_mark_pair6
     lb_give_way6 lb_meet_fragment6 lb_remember_frag6
     lb_new_flow6 lb_last_word6 lb_to_backend6 lb_guard_reply6 lb_answer6 lb_reset6
     lb_fragment6 lb_straight6 lb_switch6 lb_sctp6

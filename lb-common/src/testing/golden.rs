@@ -197,7 +197,7 @@ fn family(n: &Net) -> Vec<Golden> {
             .becomes(IN_POD, &P::tcp(pod, cluster, ACK), (pod, web), &[FlowPromoted])
             .becomes(OUT_POD, &P::tcp(web, pod, ACK), (cluster, pod), &[])
             .becomes(IN_POD, &P::tcp(pod, cluster, FIN | ACK), (pod, web), &[])
-            .becomes(OUT_POD, &P::tcp(web, pod, FIN | ACK), (cluster, pod), &[])
+            .becomes(OUT_POD, &P::tcp(web, pod, FIN | ACK), (cluster, pod), &[FlowRetired])
             .becomes(IN_POD, &P::tcp(pod, cluster, ACK), (pod, web), &[])
             // the same tuple again, after the end: a new flow
             .becomes(IN_POD, &P::tcp(pod, cluster, SYN), (pod, web), &[NewFlow])
