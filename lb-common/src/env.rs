@@ -8,6 +8,7 @@ use crate::family::{Backend, Family, V4, V6};
 use crate::flow::{Flow, Role};
 use crate::fragment;
 use crate::packet::Packet;
+use crate::plain::Layout;
 use crate::switch::Neighbour;
 use crate::track::{self, Claim, Reserve};
 
@@ -36,7 +37,11 @@ pub enum Insert {
 /// Laws: reads have no effect but on LRU order; `flow_with` never sees an entry whose tag is not its key's.
 pub trait Env<F: Family> {
     /// `ROLE_*` bits that some address with the same hash has; 0 is certain.
-    fn roles(&self, addr: F::Addr) -> u8;
+    fn roles(&self, addr: F::Addr) -> u8 {
+        self.roles_at(F::role_slot(addr))
+    }
+    /// The same of a slot of the role filter.
+    fn roles_at(&self, slot: u32) -> u8;
     /// The service port behind a frontend.
     fn service(&self, key: &F::SvcKey) -> Option<SvcValue>;
     /// `NODE_*` bits of an address; 0 = not the node's.
@@ -65,6 +70,14 @@ pub trait Env<F: Family> {
         key: &CtKey<F>,
         f: impl FnOnce(&mut CtValue<F>) -> R,
     ) -> Option<R>;
+    /// Runs `f` on an established entry whose key is these words.
+    #[inline(always)]
+    fn established<R>(&mut self, words: F::Words, f: impl FnOnce(&CtValue<F>) -> R) -> Option<R>
+    where
+        F: Layout,
+    {
+        self.flow_with(Table::Established, &F::key(words), |value| f(value))
+    }
     /// Adds an entry unless its key is taken.
     fn flow_insert(&mut self, table: Table, key: &CtKey<F>, value: &CtValue<F>) -> Insert;
     /// Deletes an entry; one that is not there is fine.

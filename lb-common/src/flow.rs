@@ -343,7 +343,14 @@ pub const fn is_closed(flags: u16) -> bool {
 #[inline(always)]
 pub fn tag<F: Family>(key: &CtKey<F>) -> u32 {
     let ports = u32::from_le_bytes([key.sport[0], key.sport[1], key.dport[0], key.dport[1]]);
-    let rest = u32::from_le_bytes([key.proto, key.position, 0x5a, 0xa5]);
-    let addrs = F::role_slot(key.src) ^ F::role_slot(key.dst).rotate_left(13);
-    (addrs.wrapping_mul(0x85eb_ca6b) ^ ports).wrapping_mul(0xc2b2_ae35) ^ rest
+    let rest = u32::from_le_bytes([key.proto, key.position, 0, 0]);
+    tag_of(F::role_slot(key.src), F::role_slot(key.dst), ports, rest)
+}
+
+/// [`tag`] of a key with addresses in these slots of the role filter, these ports, and the word of protocol and position.
+#[must_use]
+#[inline(always)]
+pub(crate) fn tag_of(src: u32, dst: u32, ports: u32, rest: u32) -> u32 {
+    let addrs = src ^ dst.rotate_left(13);
+    (addrs.wrapping_mul(0x85eb_ca6b) ^ ports).wrapping_mul(0xc2b2_ae35) ^ rest ^ 0xa55a_0000
 }

@@ -32,6 +32,76 @@ pub trait Frame {
     fn resize(&mut self, len: usize) -> Option<()>;
 }
 
+/// A frame whose beginning can be read and changed in place, at offsets known when it is compiled: one comparison for all
+/// of it, and one instruction for each access.
+pub trait Direct: Frame {
+    /// See [`Direct::head`].
+    type Head<'a, const N: usize>: Head<N>
+    where
+        Self: 'a;
+    /// The first N bytes. `None`: the frame is shorter.
+    fn head<const N: usize>(&mut self) -> Option<Self::Head<'_, N>>;
+}
+
+/// The first N bytes of a frame, in place. Numbers of more than a byte are as they lie in memory. Offsets are bytes from the
+/// start of the frame; one that leaves the N bytes does not compile.
+pub trait Head<const N: usize> {
+    /// The byte at OFF.
+    fn byte<const OFF: usize>(&self) -> u8;
+    /// The two bytes at OFF.
+    fn half<const OFF: usize>(&self) -> u16;
+    /// The four bytes at OFF.
+    fn word<const OFF: usize>(&self) -> u32;
+    /// The eight bytes at OFF.
+    fn long<const OFF: usize>(&self) -> u64;
+    /// Writes what [`Head::byte`] reads.
+    fn set_byte<const OFF: usize>(&mut self, value: u8);
+    /// Writes what [`Head::half`] reads.
+    fn set_half<const OFF: usize>(&mut self, value: u16);
+    /// Writes what [`Head::word`] reads.
+    fn set_word<const OFF: usize>(&mut self, value: u32);
+    /// Writes what [`Head::long`] reads.
+    fn set_long<const OFF: usize>(&mut self, value: u64);
+}
+
+#[cfg(feature = "std")]
+impl Direct for std::vec::Vec<u8> {
+    type Head<'a, const N: usize> = &'a mut [u8; N];
+
+    fn head<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+        self.first_chunk_mut::<N>()
+    }
+}
+
+#[cfg(feature = "std")]
+macro_rules! access {
+    ($($get:ident $set:ident $type:ident;)*) => {
+        impl<const N: usize> Head<N> for &mut [u8; N] {
+            $(
+                fn $get<const OFF: usize>(&self) -> $type {
+                    const { assert!(OFF + size_of::<$type>() <= N) }
+                    let mut bytes = [0; size_of::<$type>()];
+                    bytes.copy_from_slice(&self[OFF..OFF + size_of::<$type>()]);
+                    $type::from_ne_bytes(bytes)
+                }
+
+                fn $set<const OFF: usize>(&mut self, value: $type) {
+                    const { assert!(OFF + size_of::<$type>() <= N) }
+                    self[OFF..OFF + size_of::<$type>()].copy_from_slice(&value.to_ne_bytes());
+                }
+            )*
+        }
+    };
+}
+
+#[cfg(feature = "std")]
+access! {
+    byte set_byte u8;
+    half set_half u16;
+    word set_word u32;
+    long set_long u64;
+}
+
 #[cfg(feature = "std")]
 impl Frame for std::vec::Vec<u8> {
     fn load<const N: usize>(&self, off: usize) -> Option<[u8; N]> {

@@ -17,6 +17,13 @@ pub fn role_slot4(addr: [u8; 4]) -> u32 {
 #[must_use]
 #[inline(never)]
 pub fn role_slot6(addr: &Ip6) -> u32 {
+    role_slot6_inline(addr)
+}
+
+/// [`role_slot6`], inlined.
+#[must_use]
+#[inline(always)]
+pub fn role_slot6_inline(addr: &Ip6) -> u32 {
     mix6(addr).wrapping_mul(GOLDEN32) >> (32 - ROLE_BITS)
 }
 

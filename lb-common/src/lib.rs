@@ -23,6 +23,7 @@ pub mod hash;
 pub mod icmp;
 pub mod nat;
 pub mod packet;
+pub mod plain;
 pub mod reject;
 pub mod sock;
 pub mod straight;

@@ -31,6 +31,15 @@ pub fn concerns_xdp<F: LoadAddr>(frame: &impl Frame, env: &impl Env<F>) -> u8 {
     env.roles(dst) & (ROLE_FRONTEND | ROLE_NODEPORT | ROLE_SNAT)
 }
 
+/// Whether a packet to this port (network order) of an address with these roles is meant for a frontend (true), or is
+/// a reply to a masquerade (false). `None`: neither.
+#[inline(always)]
+pub(crate) fn meant(config: &LbConfig, roles: u8, dport: [u8; 2]) -> Option<bool> {
+    let frontend = roles & ROLE_FRONTEND != 0 || roles & ROLE_NODEPORT != 0 && is_nodeport(config, dport);
+    let reply = roles & ROLE_SNAT != 0 && in_pool(config, dport);
+    (frontend || reply).then_some(frontend)
+}
+
 /// A packet that came in by an interface with XDP; `roles` are [`concerns_xdp`]'s.
 #[inline(always)]
 pub fn xdp_in<F: LoadAddr>(
@@ -44,12 +53,7 @@ pub fn xdp_in<F: LoadAddr>(
     if !crate::packet::addresses::<F>(frame, L3, packet) || !parse_plain::<F>(frame, L3, packet) {
         return XdpStep::Up;
     }
-    let frontend =
-        roles & ROLE_FRONTEND != 0 || roles & ROLE_NODEPORT != 0 && is_nodeport(config, packet.dport);
-    let masqueraded = roles & ROLE_SNAT != 0 && in_pool(config, packet.dport);
-    if !frontend && !masqueraded {
-        return XdpStep::Up;
-    }
+    let Some(frontend) = meant(config, roles, packet.dport) else { return XdpStep::Up };
     work.key = tuple(&work.packet, POS_IN);
     let Some(table) = find(env, &work.key, &mut work.value) else {
         let begins = frontend && work.packet.begins_flow() && is_mine(frame, env, work.hook.ifindex);

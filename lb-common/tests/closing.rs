@@ -72,7 +72,7 @@ impl Connection {
 fn a_closed_flow_leaves_the_established_table_and_is_still_translated() {
     for net in [net4(), net6()] {
         for client_first in [true, false] {
-            let mut c = Connection::open(net.clone());
+            let mut c = Connection::open(net);
             assert_eq!(c.entries()[0], 4);
             let half = if client_first { c.request(FIN | ACK) } else { c.reply(FIN | ACK) };
             assert!(half.is_some());
@@ -113,7 +113,7 @@ fn a_reset_that_is_not_believed_takes_nothing_away() {
 #[test]
 fn the_client_may_use_its_port_again_at_once() {
     for net in [net4(), net6()] {
-        let mut c = Connection::open(net.clone());
+        let mut c = Connection::open(net);
         assert!(c.request(FIN | ACK).is_some() && c.reply(FIN | ACK).is_some());
         assert!(c.request(SYN).is_some());
         assert_eq!(c.count(Counter::NewFlow), 2);

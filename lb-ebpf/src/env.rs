@@ -13,6 +13,7 @@ use lb_common::env::{Env, Insert, SockEnv, Table, Work};
 use lb_common::family::{Backend, Family, Ip4, Ip6, V4, V6};
 use lb_common::flow::{Role, tag};
 use lb_common::hash::pair_slot;
+use lb_common::plain::Layout;
 use lb_common::track::{Claim, Reserve};
 
 use crate::maps::*;
@@ -50,8 +51,7 @@ macro_rules! env {
     ) => {
         impl Env<$family> for BpfEnv {
             #[inline(always)]
-            fn roles(&self, addr: $addr) -> u8 {
-                let slot = $family::role_slot(addr);
+            fn roles_at(&self, slot: u32) -> u8 {
                 match LB_ROLES.get_ptr(0) {
                     // SAFETY: the slot is below ROLE_SIZE (a hash shifted to ROLE_BITS bits); the agent writes
                     // bytes, a reader sees the old or the new one.
@@ -141,6 +141,22 @@ macro_rules! env {
                     return None;
                 }
                 Some(f(value))
+            }
+
+            #[inline(always)]
+            fn established<R>(
+                &mut self,
+                words: <$family as Layout>::Words,
+                f: impl FnOnce(&CtValue<$family>) -> R,
+            ) -> Option<R> {
+                // SAFETY: both are of the same size (or this does not compile), of integers, and `Layout::key` says
+                // the same.
+                let key: $key = unsafe { core::mem::transmute(words) };
+                let found = $ct.get_ptr(key)?;
+                // SAFETY: as in `flow_with`; it is copied first.
+                let value: &$value = unsafe { &*found };
+                let taken = f(value);
+                (value.tag == $family::tag(words)).then_some(taken)
             }
 
             #[inline(always)]

@@ -5,6 +5,7 @@
 
 mod env;
 mod frame;
+mod head;
 mod maps;
 mod neighbour;
 mod reroute;

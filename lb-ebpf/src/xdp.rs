@@ -10,12 +10,14 @@ use lb_common::abi::{neighbour_row, port_row};
 use lb_common::csum;
 use lb_common::env::{Env, Hook, Work};
 use lb_common::family::{Family, Ip6, V4, V6};
-use lb_common::frame::Frame;
+use lb_common::frame::{Direct, Frame};
+use lb_common::plain::{Plain, concerns, plain};
 use lb_common::verdict::XdpStep;
 use lb_common::xdp::{Choice, L3, begin_flow, choose, concerns_xdp, ends, for_tc, send, visit, xdp_in};
 
 use crate::env::{BpfEnv, config};
 use crate::frame::{FAR, read};
+use crate::head::BpfHead;
 use crate::neighbour::{AF_INET, AF_INET6};
 use crate::reroute::words;
 use crate::steps::{Mine, scratch};
@@ -108,6 +110,17 @@ impl Frame for XdpFrame {
     }
 }
 
+impl Direct for XdpFrame {
+    type Head<'a, const N: usize> = BpfHead<'a, N>;
+
+    #[inline(always)]
+    fn head<const N: usize>(&mut self) -> Option<BpfHead<'_, N>> {
+        let (data, end) = self.bounds();
+        // SAFETY: packet memory, just compared, and borrowed from this frame.
+        (data + N <= end).then(|| unsafe { BpfHead::new(data) })
+    }
+}
+
 /// A frame that came in.
 #[inline(always)]
 pub fn ingress(ctx: &XdpContext) -> u32 {
@@ -116,14 +129,42 @@ pub fn ingress(ctx: &XdpContext) -> u32 {
     let Some(ethertype) = frame.load::<2>(12) else { return XDP_PASS };
     // tagged frames are for a device above, or of another protocol
     match u16::from_be_bytes(ethertype) {
-        V4::ETHERTYPE => carry4(XdpStep::of(in4(ctx)), ctx),
-        V6::ETHERTYPE => carry6(XdpStep::of(in6(ctx)), ctx),
+        V4::ETHERTYPE => match plain4(ctx) {
+            GENERAL => carry4(XdpStep::of(in4(ctx)), ctx),
+            action => action,
+        },
+        V6::ETHERTYPE => match plain6(ctx) {
+            GENERAL => carry6(XdpStep::of(in6(ctx)), ctx),
+            action => action,
+        },
         _ => XDP_PASS,
     }
 }
 
+/// No action of XDP: the packet is not plain.
+const GENERAL: u32 = u32::MAX;
+
 macro_rules! family {
-    ($family:ident: $name:ident $carry:ident $send:ident $row:ident $visit:ident $choose:ident $near:ident $rows:ident $begin:ident) => {
+    ($family:ident: $plain:ident $name:ident $carry:ident $send:ident $row:ident $visit:ident $choose:ident $near:ident $rows:ident $begin:ident) => {
+        /// The plain path of one family, not inlined for the same reason as the general one.
+        #[inline(never)]
+        fn $plain(ctx: *mut xdp_md) -> u32 {
+            let mut frame = XdpFrame { ctx };
+            let roles = match concerns::<$family>(&mut frame, &BpfEnv) {
+                None => return GENERAL,
+                Some(0) => return XDP_PASS,
+                Some(roles) => roles,
+            };
+            let Some(config) = config() else { return XDP_PASS };
+            // SAFETY: the program's context.
+            let ifindex = unsafe { (*ctx).ingress_ifindex };
+            match plain::<$family>(&mut frame, &mut BpfEnv, config, ifindex, roles) {
+                Plain::Up => XDP_PASS,
+                Plain::General => GENERAL,
+                Plain::Sent(ifindex) => leave(ctx, ifindex),
+            }
+        }
+
         /// One family: a function of its own, so that its stack is free again when a rare step runs.
         #[inline(never)]
         fn $name(ctx: *mut xdp_md) -> u32 {
@@ -235,8 +276,8 @@ macro_rules! family {
     };
 }
 
-family!(V4: in4 carry4 send4 lb_xdp_row4 lb_xdp_visit4 lb_xdp_choose4 lb_xdp_near4 lb_xdp_rows4 lb_xdp_begin4);
-family!(V6: in6 carry6 send6 lb_xdp_row6 lb_xdp_visit6 lb_xdp_choose6 lb_xdp_near6 lb_xdp_rows6 lb_xdp_begin6);
+family!(V4: plain4 in4 carry4 send4 lb_xdp_row4 lb_xdp_visit4 lb_xdp_choose4 lb_xdp_near4 lb_xdp_rows4 lb_xdp_begin4);
+family!(V6: plain6 in6 carry6 send6 lb_xdp_row6 lb_xdp_visit6 lb_xdp_choose6 lb_xdp_near6 lb_xdp_rows6 lb_xdp_begin6);
 
 /// Out by an interface.
 #[inline(always)]

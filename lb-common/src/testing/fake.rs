@@ -16,10 +16,11 @@ use crate::family::{Backend, Family, Ip4, Ip6, V4, V6};
 use crate::flow::tag;
 use crate::hash::pair_slot;
 use crate::packet::LoadAddr;
+use crate::plain::Layout;
 use crate::switch::Neighbour;
 
 /// A family with its side of a [`FakeEnv`].
-pub trait Side: LoadAddr {
+pub trait Side: LoadAddr + Layout {
     fn side(env: &FakeEnv) -> &Tables<Self>;
     fn side_mut(env: &mut FakeEnv) -> &mut Tables<Self>;
     fn work(scratch: &mut Scratch) -> &mut Work<Self>;
@@ -198,8 +199,8 @@ fn agree(a: &[u8], b: &[u8], len: u32) -> bool {
 }
 
 impl<F: Side> Env<F> for FakeEnv {
-    fn roles(&self, addr: F::Addr) -> u8 {
-        self.roles[F::role_slot(addr) as usize]
+    fn roles_at(&self, slot: u32) -> u8 {
+        self.roles[slot as usize]
     }
     fn service(&self, key: &F::SvcKey) -> Option<SvcValue> {
         F::side(self).services.get(key).copied()

@@ -7,6 +7,7 @@ use super::fake::{FakeEnv, Side};
 use crate::abi::LbConfig;
 use crate::env::{Hook, Scratch};
 use crate::family::{V4, V6};
+use crate::plain::{Plain, concerns, plain};
 use crate::tc::{concerns_in, concerns_out, tc_in, tc_out, walk};
 use crate::verdict::{Verdict, XdpStep};
 use crate::xdp;
@@ -24,12 +25,14 @@ pub struct Machine {
     pub env: FakeEnv,
     pub config: LbConfig,
     pub scratch: Box<Scratch>,
+    /// Packets that the plain path sent.
+    pub plain: u64,
 }
 
 impl Machine {
     #[must_use]
     pub fn new(env: FakeEnv, config: LbConfig) -> Machine {
-        Machine { env, config, scratch: Box::default() }
+        Machine { env, config, scratch: Box::default(), plain: 0 }
     }
 
     /// What happens to a frame at a hook; dispatched as the programs do it.
@@ -52,9 +55,35 @@ impl Machine {
     /// What happens to a frame at XDP of an interface; dispatched as the program does it.
     pub fn run_xdp(&mut self, ifindex: u32, frame: &mut Vec<u8>) -> XdpStep {
         match frame.get(12..14) {
+            Some([0x08, 0x00]) => self.plain::<V4>(ifindex, frame),
+            Some([0x86, 0xdd]) => self.plain::<V6>(ifindex, frame),
+            _ => XdpStep::Up,
+        }
+    }
+
+    /// [`Machine::run_xdp`] without the plain path.
+    pub fn run_xdp_generally(&mut self, ifindex: u32, frame: &mut Vec<u8>) -> XdpStep {
+        match frame.get(12..14) {
             Some([0x08, 0x00]) => self.xdp::<V4>(ifindex, frame),
             Some([0x86, 0xdd]) => self.xdp::<V6>(ifindex, frame),
             _ => XdpStep::Up,
+        }
+    }
+
+    fn plain<F: Side>(&mut self, ifindex: u32, frame: &mut Vec<u8>) -> XdpStep {
+        let fate = match concerns::<F>(frame, &self.env) {
+            None => Plain::General,
+            Some(0) => Plain::Up,
+            Some(roles) => plain::<F>(frame, &mut self.env, &self.config, ifindex, roles),
+        };
+        match fate {
+            Plain::Up => XdpStep::Up,
+            Plain::General => self.xdp::<F>(ifindex, frame),
+            Plain::Sent(ifindex) => {
+                self.plain += 1;
+                F::work(&mut self.scratch).way.ifindex = ifindex;
+                XdpStep::Sent
+            }
         }
     }
 
