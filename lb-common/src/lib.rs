@@ -10,6 +10,7 @@
 extern crate std;
 
 pub mod abi;
+pub mod bench;
 pub mod counter;
 pub mod crc32c;
 pub mod csum;

@@ -13,7 +13,19 @@ use crate::{elf, packages, paths, toolchain};
 /// # Errors
 /// When a tool is missing and can't be had, the build fails, or a panic path survived in the object.
 pub(crate) fn ebpf(force: bool) -> Result<PathBuf> {
-    object(&paths::object(), None, force)
+    object(&paths::object(), PROGRAMS, None, force)
+}
+
+/// The kernel programs, and those of `cargo xtask bench`.
+const PROGRAMS: &str = "lb-ebpf";
+const BENCH_PROGRAMS: &str = "lb-bench";
+
+/// Builds target/lb-bench.o, the programs that `cargo xtask bench` measures with and against.
+///
+/// # Errors
+/// As [`ebpf`].
+pub(crate) fn bench_programs() -> Result<PathBuf> {
+    object(&paths::bench_object(), BENCH_PROGRAMS, None, false)
 }
 
 /// Builds the kernel programs and then the agent, which embeds them. Returns the agent's path.
@@ -38,7 +50,7 @@ pub(crate) fn agent_next() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("LB_AGENT_NEXT").map(PathBuf::from) {
         return path.canonicalize().with_context(|| path.display().to_string());
     }
-    let object = object(&paths::object_next(), Some(NEXT), false)?;
+    let object = object(&paths::object_next(), PROGRAMS, Some(NEXT), false)?;
     let (agent, next, aside) = (paths::agent(), paths::agent_next(), paths::agent().with_extension("aside"));
     // cargo has one place for both
     let had = agent.exists();
@@ -64,14 +76,14 @@ fn agent_build() -> std::process::Command {
     cargo
 }
 
-fn object(object: &Path, feature: Option<&str>, force: bool) -> Result<PathBuf> {
+fn object(object: &Path, programs: &str, feature: Option<&str>, force: bool) -> Result<PathBuf> {
     packages::need(&[("cc", "build-essential")])?;
     let tools = toolchain::find()?;
     let home = paths::target().join("ebpf");
     if force {
         fs::remove_dir_all(&home).ok();
     }
-    step(&format!("building the kernel programs (lb-ebpf {})", feature.unwrap_or_default()), || {
+    step(&format!("building the kernel programs ({programs} {})", feature.unwrap_or_default()), || {
         let mut cargo = clean(&tools.cargo);
         cargo
             .current_dir(paths::root().join("lb-ebpf"))
@@ -79,7 +91,7 @@ fn object(object: &Path, feature: Option<&str>, force: bool) -> Result<PathBuf> 
                 "build",
                 "--release",
                 "--bin",
-                "lb-ebpf",
+                programs,
                 "--target",
                 "bpfel-unknown-none",
                 "-Z",
@@ -97,7 +109,7 @@ fn object(object: &Path, feature: Option<&str>, force: bool) -> Result<PathBuf> 
         }
         run(&mut cargo)
     })?;
-    let built = home.join("bpfel-unknown-none/release/lb-ebpf");
+    let built = home.join("bpfel-unknown-none/release").join(programs);
     publish(&built, object)?;
     let panics = elf::panic_symbols(&fs::read(object)?).with_context(|| object.display().to_string())?;
     ensure!(panics.is_empty(), "a panic path survived in the kernel programs: {}", panics.join(", "));

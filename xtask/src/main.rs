@@ -85,20 +85,9 @@ enum Command {
         #[command(subcommand)]
         command: cluster::Command,
     },
-    /// Measures
-    Bench {
-        /// What to measure
-        what: Bench,
-        /// An agent that is built already
-        #[arg(long)]
-        agent: Option<PathBuf>,
-        /// Fewer slices, no case of a million flows
-        #[arg(long)]
-        quick: bool,
-        /// Writes the figures here, too
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
-    },
+    /// Measures lb against plain routing, netfilter's ways and the limits
+    #[command(after_help = bench::HELP)]
+    Bench(bench::Arguments),
     /// Runs the tests with real sockets alone
     Netns {
         /// Part of the cases' names, or several with commas
@@ -140,16 +129,6 @@ enum Command {
     Worker,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Bench {
-    /// Pod to pod without any Service, with and without the agent
-    Direct,
-    /// A packet through the XDP program
-    Xdp,
-    /// From an agent's start to the first served packet, and its memory, with 10 and with 10,000 Services
-    Start,
-}
-
 fn main() -> ExitCode {
     run::reach_system_programs();
     let done = dispatch(Cli::parse().command);
@@ -177,9 +156,7 @@ fn dispatch(command: Command) -> Result<bool> {
             return Ok(outcome.failed == 0);
         }
         Command::Image { tag, output, libc, agent } => image::run(&tag, &output, libc, agent),
-        Command::Bench { what: Bench::Direct, agent, .. } => bench::direct(&build::agent_or(agent)?),
-        Command::Bench { what: Bench::Start, agent, .. } => bench::start::run(&build::agent_or(agent)?),
-        Command::Bench { what: Bench::Xdp, quick, json, .. } => bench::xdp(quick, json.as_deref()),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Netns { case, agent } => {
             packages::need(packages::LAB)?;
             let (passed, failed) = netns::run(&build::agent_or(agent)?, case.as_deref())?;

@@ -70,5 +70,9 @@ pub(crate) const CONFORMANCE: &[(&str, &str)] = &[
     ("python3", "python3"),
 ];
 
+/// What the bench calls besides the namespace clusters' tools.
+pub(crate) const BENCH: &[(&str, &str)] =
+    &[("ethtool", "ethtool"), ("iptables-legacy-restore", "iptables"), ("iperf3", "iperf3")];
+
 /// What a real control plane is driven by.
 pub(crate) const CONTROL_PLANE: &[(&str, &str)] = &[("openssl", "openssl"), ("curl", "curl")];

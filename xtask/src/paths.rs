@@ -19,6 +19,11 @@ pub(crate) fn object() -> PathBuf {
     target().join("lb-ebpf.o")
 }
 
+/// The object with the programs of the bench.
+pub(crate) fn bench_object() -> PathBuf {
+    target().join("lb-bench.o")
+}
+
 /// The agent as `cargo build --release` leaves it.
 pub(crate) fn agent() -> PathBuf {
     target().join("release/lb-agent")

@@ -41,4 +41,8 @@ pod!(
     FragKey6,
     FragValue4,
     FragValue6,
+    crate::bench::BenchConfig,
+    crate::bench::BenchKey,
+    crate::bench::BenchValue,
+    crate::bench::BenchPeer,
 );

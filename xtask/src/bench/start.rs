@@ -110,11 +110,15 @@ fn probed(name: &str, address: &str) -> Service {
 
 /// Writes Services with one TCP port each; their endpoints are nobody's, and on the other node.
 fn fill(lab: &Lab, services: u32) -> Result<()> {
-    for file in 0..services.div_ceil(PER_FILE) {
+    many(services).try_for_each(|(name, text)| lab.manifest(&name, &text))
+}
+
+/// So many Services as manifests: names of files, and what is in them.
+pub(super) fn many(services: u32) -> impl Iterator<Item = (String, String)> {
+    (0..services.div_ceil(PER_FILE)).map(move |file| {
         let numbers = file * PER_FILE..((file + 1) * PER_FILE).min(services);
-        lab.manifest(&format!("many-{file}"), &numbers.map(one).collect::<String>())?;
-    }
-    Ok(())
+        (format!("many-{file}"), numbers.map(one).collect())
+    })
 }
 
 /// Service `number` and its EndpointSlice as YAML.

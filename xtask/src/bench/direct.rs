@@ -6,11 +6,6 @@
 //! ratio is min / min. The second idle arm shows what the machine's noise alone does: a run in which it is off by
 //! more than 4 % says nothing.
 
-pub(crate) mod start;
-mod xdp;
-
-pub(crate) use xdp::measure as xdp;
-
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -19,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use super::meter::{cpu_nanoseconds, pin_to_one_core};
+use super::stats::{NOISE, interval, least, median, order};
 use crate::lab::manifests::Service;
 use crate::lab::{Kind, Lab, netns};
 use crate::packages;
@@ -26,8 +23,6 @@ use crate::packages;
 /// Slices per arm.
 const SLICES: usize = 24;
 const SLICE: Duration = Duration::from_millis(150);
-/// Largest deviation of the idle arms from each other.
-const NOISE: f64 = 0.04;
 const CHUNK: usize = 64 << 10;
 
 /// What a slice does again and again.
@@ -58,7 +53,7 @@ pub(crate) fn direct(agent: &Path) -> Result<()> {
         let mut arms: [Vec<f64>; 3] = Default::default();
         pair.slice(load)?; // caches, neighbours
         // the agent is attached and detached for blocks of slices: its start is much longer than a slice
-        for block in order(SLICES / 4) {
+        for block in order(3, SLICES / 4) {
             let attached = block == 2;
             if attached {
                 lab.nodes[0].start_agent(agent)?;
@@ -78,47 +73,19 @@ pub(crate) fn direct(agent: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Each arm so many times, in random order.
-fn order(times: usize) -> Vec<usize> {
-    let mut blocks: Vec<usize> = (0..3).flat_map(|arm| std::iter::repeat_n(arm, times)).collect();
-    let mut random = Random::seeded();
-    for index in (1..blocks.len()).rev() {
-        blocks.swap(index, random.below(index + 1));
-    }
-    blocks
-}
-
 fn report(load: Load, arms: &[Vec<f64>; 3]) {
-    let minimum = |costs: &[f64]| costs.iter().copied().fold(f64::INFINITY, f64::min);
-    let noise = minimum(&arms[1]) / minimum(&arms[0]);
+    let noise = least(&arms[1]) / least(&arms[0]);
     let idle: Vec<f64> = arms[0].iter().chain(&arms[1]).copied().collect();
-    let ratio = minimum(&arms[2]) / minimum(&idle);
+    let ratio = least(&arms[2]) / least(&idle);
     let (low, high) = interval(&arms[2], &idle);
     println!(
         "    direct {load:?}: {:.0} ns idle, {:.0} ns with the agent: x{ratio:.3} min/min, x{:.3} median [{low:.3}, {high:.3}], \
          A/A x{noise:.3}{}",
-        minimum(&idle),
-        minimum(&arms[2]),
+        least(&idle),
+        least(&arms[2]),
         median(&arms[2]) / median(&idle),
         if (noise - 1.0).abs() > NOISE { " (void: the machine is too noisy)" } else { "" }
     );
-}
-
-fn median(costs: &[f64]) -> f64 {
-    let mut sorted = costs.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// 95 % bootstrap interval of the ratio of medians.
-fn interval(candidate: &[f64], baseline: &[f64]) -> (f64, f64) {
-    let mut random = Random::seeded();
-    let mut draw =
-        |costs: &[f64]| -> Vec<f64> { costs.iter().map(|_| costs[random.below(costs.len())]).collect() };
-    let mut ratios: Vec<f64> =
-        (0..1000).map(|_| median(&draw(candidate)) / median(&draw(baseline))).collect();
-    ratios.sort_by(f64::total_cmp);
-    (ratios[25], ratios[974])
 }
 
 /// Client and server sockets of two pods in this one process.
@@ -217,60 +184,4 @@ fn set_buffers(socket: &TcpStream, bytes: libc::c_int) -> Result<()> {
         ensure!(done == 0, "buffer size: {}", std::io::Error::last_os_error());
     }
     Ok(())
-}
-
-/// CPU time of this process so far, all threads, user and kernel.
-fn cpu_nanoseconds() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the call writes one timespec.
-    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-}
-
-fn pin_to_one_core() -> Result<()> {
-    // SAFETY: sched_getcpu takes nothing; a cpu_set_t of zeros is the empty set.
-    let (core, mut set) = unsafe { (libc::sched_getcpu().max(0), std::mem::zeroed::<libc::cpu_set_t>()) };
-    // SAFETY: the core's number comes from the kernel and the set is a local variable.
-    let done = unsafe {
-        libc::CPU_SET(core as usize, &mut set);
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
-    };
-    ensure!(done == 0, "pinning to a core: {}", std::io::Error::last_os_error());
-    Ok(())
-}
-
-/// xorshift64*: good enough to shuffle slices.
-struct Random(u64);
-
-impl Random {
-    fn seeded() -> Self {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Self(now.as_nanos() as u64 | 1)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % limit.max(1)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{interval, median, order};
-
-    #[test]
-    fn every_arm_gets_the_same_number_of_blocks() {
-        let blocks = order(5);
-        assert!((0..3).all(|arm| blocks.iter().filter(|block| **block == arm).count() == 5));
-    }
-
-    #[test]
-    fn the_interval_of_two_times_the_cost_is_around_two() {
-        let baseline: Vec<f64> = (0..50).map(|i| 100.0 + f64::from(i % 7)).collect();
-        let candidate: Vec<f64> = baseline.iter().map(|cost| cost * 2.0).collect();
-        let (low, high) = interval(&candidate, &baseline);
-        assert!(low > 1.8 && high < 2.2 && median(&candidate) > 200.0);
-    }
 }
