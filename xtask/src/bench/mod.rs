@@ -5,9 +5,13 @@
 //! differ by more than 4 % the run is void; every arm's packets are checked before they are measured.
 
 mod chart;
+mod connect;
 mod direct;
+mod house;
 mod live;
 mod meter;
+mod pair;
+mod pods;
 mod programs;
 mod report;
 mod rules;
@@ -37,6 +41,12 @@ pub(crate) enum Bench {
     /// S2: packets to backends of other nodes, live frames
     #[value(alias = "s2")]
     Live,
+    /// S3: TCP between two pods of a node, and from the node to a pod
+    #[value(alias = "s3")]
+    Pods,
+    /// S5: one connect() of a process of the node
+    #[value(alias = "s5")]
+    Connect,
     /// Pod to pod without any Service, with and without the agent
     Direct,
     /// From an agent's start to the first served packet, and its memory, with 10 and with 10,000 Services
@@ -44,7 +54,7 @@ pub(crate) enum Bench {
 }
 
 /// Scenarios that make up a run without a name.
-const ALL: [Bench; 2] = [Bench::Xdp, Bench::Live];
+const ALL: [Bench; 4] = [Bench::Xdp, Bench::Live, Bench::Pods, Bench::Connect];
 
 /// Arguments of the command.
 #[derive(Clone, Debug, clap::Args)]
@@ -67,7 +77,7 @@ pub(crate) struct Arguments {
 
 /// More of `--help`.
 pub(crate) const HELP: &str = "\
-S1 xdp, S2 live; direct and start print lines of their own. It needs root, and a machine that does nothing else:
+S1 xdp, S2 live, S3 pods, S5 connect; direct and start print lines of their own. It needs root, and a machine that does nothing else:
 a case whose two baseline arms differ by more than 4 % says `void`. Figures are compared within one run only.
 
     cargo xtask bench --quick                  everything, short
@@ -121,6 +131,8 @@ fn scene_of(what: Bench, agent: &Path, effort: &Effort) -> Result<Report> {
     match what {
         Bench::Xdp => xdp::run(effort),
         Bench::Live => live::run(agent, effort),
+        Bench::Pods => pods::run(agent, effort),
+        Bench::Connect => connect::run(agent, effort),
         Bench::Direct | Bench::Start => anyhow::bail!("no scenario"),
     }
 }

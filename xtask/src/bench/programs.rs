@@ -1,14 +1,15 @@
 //! The programs of target/lb-bench.o, loaded once per place that needs maps of its own.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::TcAttachOptions;
-use aya::programs::{SchedClassifier, TcAttachType, Xdp};
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, SchedClassifier, TcAttachType, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use lb_common::bench::{BenchConfig, BenchKey, BenchValue, Count};
+use lb_common::bench::{BenchConfig, BenchKey, BenchPeer, BenchValue, Count};
 
 use crate::lab::xdp::attach;
 use crate::paths;
@@ -73,6 +74,18 @@ impl Programs {
         Ok(())
     }
 
+    /// Attaches a socket program to a cgroup while this lives.
+    ///
+    /// # Errors
+    /// As [`Programs::attach`].
+    pub(crate) fn cgroup(&mut self, name: &str, group: &Path) -> Result<()> {
+        let program: &mut CgroupSockAddr =
+            self.ebpf.program_mut(name).context("no such program")?.try_into()?;
+        program.load().with_context(|| name.to_owned())?;
+        program.attach(std::fs::File::open(group)?, CgroupAttachMode::Single)?;
+        Ok(())
+    }
+
     /// What the programs are told.
     ///
     /// # Errors
@@ -104,5 +117,15 @@ impl Programs {
             map.insert(key, value, 0)?;
         }
         Ok(())
+    }
+
+    /// Tells the ideal between pods where the one whose address ends so is.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn peer(&mut self, last: u8, peer: BenchPeer) -> Result<()> {
+        let mut map: Array<&mut MapData, BenchPeer> =
+            self.ebpf.map_mut("BENCH_PEERS").context("no such map")?.try_into()?;
+        Ok(map.set(u32::from(last), peer, 0)?)
     }
 }
