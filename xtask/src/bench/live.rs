@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::meter::Meter;
-use super::stand::{Course, Site, Stand, Way, prime};
+use super::stand::{Course, Mode, Site, Stand, Way, prime};
 use super::stats::{Case, Effort, Report, Target, measure};
 use crate::lab::janitor;
 
@@ -23,8 +23,8 @@ fn arms(quick: bool) -> Vec<(String, Way)> {
         ("iptables, 10 Services".into(), Way::Iptables(10)),
         (format!("iptables, {many} Services"), Way::Iptables(many)),
         (format!("nft, {many} Services"), Way::Nft(many)),
-        (format!("lb, TC, {many} Services"), Way::Lb(many, false)),
-        (format!("lb, XDP, {many} Services"), Way::Lb(many, true)),
+        (format!("lb, TC, {many} Services"), Way::Lb(many, Mode::Tc)),
+        (format!("lb, XDP, {many} Services"), Way::Lb(many, Mode::Xdp)),
     ];
     for (name, way) in
         [(IDEAL, Way::Ideal), (REDIRECT, Way::Redirect), ("limit: XDP drop at the node", Way::Drop)]

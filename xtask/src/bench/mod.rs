@@ -10,6 +10,7 @@ mod direct;
 mod house;
 mod live;
 mod meter;
+mod nodes;
 mod pair;
 mod pods;
 mod programs;
@@ -47,6 +48,9 @@ pub(crate) enum Bench {
     /// S5: one connect() of a process of the node
     #[value(alias = "s5")]
     Connect,
+    /// S6: from outside to a NodePort, its backends on this node or another, with replies
+    #[value(alias = "s6")]
+    Nodes,
     /// Pod to pod without any Service, with and without the agent
     Direct,
     /// From an agent's start to the first served packet, and its memory, with 10 and with 10,000 Services
@@ -54,7 +58,7 @@ pub(crate) enum Bench {
 }
 
 /// Scenarios that make up a run without a name.
-const ALL: [Bench; 4] = [Bench::Xdp, Bench::Live, Bench::Pods, Bench::Connect];
+const ALL: [Bench; 5] = [Bench::Xdp, Bench::Live, Bench::Pods, Bench::Connect, Bench::Nodes];
 
 /// Arguments of the command.
 #[derive(Clone, Debug, clap::Args)]
@@ -77,7 +81,7 @@ pub(crate) struct Arguments {
 
 /// More of `--help`.
 pub(crate) const HELP: &str = "\
-S1 xdp, S2 live, S3 pods, S5 connect; direct and start print lines of their own. It needs root, and a machine that does nothing else:
+S1 xdp, S2 live, S3 pods, S5 connect, S6 nodes; direct and start print lines of their own. It needs root, and a machine that does nothing else:
 a case whose two baseline arms differ by more than 4 % says `void`. Figures are compared within one run only.
 
     cargo xtask bench --quick                  everything, short
@@ -122,6 +126,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// Whether an agent knows a flag.
+fn has_flag(agent: &Path, flag: &str) -> Result<bool> {
+    Ok(crate::run::output(std::process::Command::new(agent).args(["run", "--help"]))?.contains(flag))
+}
+
 fn name(what: Bench) -> String {
     use clap::ValueEnum as _;
     what.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
@@ -131,6 +140,7 @@ fn scene_of(what: Bench, agent: &Path, effort: &Effort) -> Result<Report> {
     match what {
         Bench::Xdp => xdp::run(effort),
         Bench::Live => live::run(agent, effort),
+        Bench::Nodes => nodes::run(agent, effort),
         Bench::Pods => pods::run(agent, effort),
         Bench::Connect => connect::run(agent, effort),
         Bench::Direct | Bench::Start => anyhow::bail!("no scenario"),

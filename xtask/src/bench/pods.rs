@@ -3,10 +3,10 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use super::has_flag;
 use super::house::{House, PODS, VIP, Way};
 use super::meter::Meter;
 use super::pair::{Load, Pair};
@@ -67,7 +67,7 @@ fn cases(site: &Site, effort: &Effort, report: &mut Report) -> Result<()> {
     if !effort.quick {
         ways.insert(4, ("iptables, 10000 Services".into(), Way::Iptables(10_000)));
     }
-    if has_fast(&site.agent)? {
+    if has_flag(&site.agent, "--fast")? {
         ways.insert(ways.len() - 1, (FAST.to_owned(), Way::Lb(many, &["--fast=force"])));
     } else {
         report.notes.push("skipped: the agent has no --fast".into());
@@ -117,11 +117,6 @@ fn cases(site: &Site, effort: &Effort, report: &mut Report) -> Result<()> {
         .push(format!("nft and lb hold {many} Services; every connection, request and answer was checked"));
     report.notes.push(kube_proxy());
     Ok(())
-}
-
-/// Whether the agent can forward past netfilter.
-fn has_fast(agent: &Path) -> Result<bool> {
-    Ok(crate::run::output(Command::new(agent).args(["run", "--help"]))?.contains("--fast"))
 }
 
 /// What is known of the real one.
