@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::datapath::sizes::{self, Sizes};
 use crate::kubeproxy::{self, ConfigError, Conntrack, Parsed, ProxyConfig};
-use crate::model::settings::{DetectLocal, Settings, SocketLb, Xdp};
+use crate::model::settings::{Algorithm, DetectLocal, Settings, SocketLb, Xdp};
 use crate::sys;
 use crate::watch::api::ApiSource;
 use crate::watch::api::bootstrap::{Bootstrap, BootstrapError, SERVICE_ACCOUNT};
@@ -136,6 +136,15 @@ pub struct RunArgs {
     /// front of the stack; `auto`: physical uplinks. It bypasses netfilter there. What can't carry it is served at TC
     #[arg(long, value_name = "auto|off|IFACE,...")]
     pub xdp: Option<String>,
+    /// How an endpoint is chosen for a new flow: at random, or by a hash of the flow, so that every node makes the same
+    /// choice and few flows move when endpoints come or go. A Service says otherwise by the annotation
+    /// lb-agent.io/selection. Give all nodes the same
+    #[arg(long, value_enum, default_value = "random", value_name = "HOW")]
+    pub selection: Algorithm,
+    /// Slots of every Maglev table: 251, 1021, 4093, 16381, 65521, 262139 or 1048573, the same on all nodes. Default: the
+    /// least with 100 slots per endpoint
+    #[arg(long, value_name = "N", value_parser = table_size)]
+    pub maglev_table_size: Option<u32>,
     /// Where /healthz and /livez answer; wins over --config. Default 0.0.0.0:10256
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub healthz_bind_address: Option<String>,
@@ -166,9 +175,9 @@ pub struct SizeArgs {
     /// Endpoints, counted for every Service port that has them. Default 131072
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=1_048_576))]
     pub max_backends: Option<u32>,
-    /// Endpoints that may be chosen, counted for every Service port and traffic policy; both families together.
-    /// Default 524288
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(4096..=8_388_608))]
+    /// Endpoints that may be chosen, counted for every Service port and traffic policy; with Maglev the slots of its
+    /// tables. Both families together; 8 bytes each. Default 524288; with --selection maglev by memory, more from 1 GiB on
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(4096..=67_108_864))]
     pub max_slots: Option<u32>,
     /// Entries of loadBalancerSourceRanges. Default 65536
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(256..=1_048_576))]
@@ -183,13 +192,14 @@ pub struct SizeArgs {
 
 impl SizeArgs {
     /// The sizes for a node with so many bytes of memory.
-    fn resolve(&self, memory: u64) -> Sizes {
+    fn resolve(&self, memory: u64, selection: Algorithm) -> Sizes {
         let mut chosen = Sizes::default();
+        let slots = (selection == Algorithm::Maglev).then(|| sizes::slots_for(memory));
         for (setting, entries) in [
             (sizes::MAX_FLOWS, Some(self.max_flows.unwrap_or_else(|| sizes::flows_for(memory)))),
             (sizes::MAX_FRONTENDS, self.max_frontends),
             (sizes::MAX_BACKENDS, self.max_backends),
-            (sizes::MAX_SLOTS, self.max_slots),
+            (sizes::MAX_SLOTS, self.max_slots.or(slots)),
             (sizes::MAX_SOURCE_RANGES, self.max_source_ranges),
             (sizes::MAX_AFFINITY, self.max_affinity),
             (sizes::MAX_UDP_PEERS, self.max_udp_peers),
@@ -283,7 +293,7 @@ impl RunArgs {
         let hard_fail = proxy.hard_fail;
         let settings = self.settings(proxy)?;
         let source = self.source(kubeconfig, &settings, &mut warnings)?;
-        let sizes = self.sizes.resolve(sys::memory::memory());
+        let sizes = self.sizes.resolve(sys::memory::memory(), settings.selection);
         let kernel = self.kernel.clone();
         Ok(RunConfig {
             source,
@@ -377,11 +387,20 @@ impl RunArgs {
             socket_lb: self.socket_lb,
             reject_rate: self.reject_rate,
             xdp: xdp(self.xdp.as_deref()),
+            selection: self.selection,
+            maglev_size: self.maglev_table_size,
             min_sync: proxy.min_sync,
             sync: proxy.sync,
             ..Settings::for_node(&name)
         })
     }
+}
+
+/// The value of `--maglev-table-size`.
+fn table_size(text: &str) -> Result<u32, String> {
+    let sizes = crate::plan::maglev::SIZES;
+    let found = text.trim().parse().ok().filter(|size| sizes.contains(size));
+    found.ok_or_else(|| format!("use one of {sizes:?}"))
 }
 
 /// The value of `--xdp`.

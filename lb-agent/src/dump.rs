@@ -1,12 +1,14 @@
 //! Stable text form of the tables: one line per entry, sorted, in words (`lb-agent dump`, and what tests compare).
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::IpAddr;
 
 use lb_common::abi::{
     BE_IN_CLUSTER, BE_IN_LOCAL, BE_LOCAL, IF_DETECT, IF_L3, IF_POD, NODE_HOST_NODEPORT, NODE_LOCAL,
-    NODE_NODEPORT, SVC_ADDRESS, SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL, SVC_MASQ_ALL, SVC_RANGES, SvcValue,
+    NODE_NODEPORT, SVC_ADDRESS, SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL, SVC_MAGLEV, SVC_MASQ_ALL, SVC_RANGES,
+    SvcValue,
 };
 
 use crate::desired::Desired;
@@ -21,6 +23,7 @@ const SVC: Names = &[
     (SVC_HAS_ANY, "any"),
     (SVC_MASQ_ALL, "masquerade"),
     (SVC_RANGES, "ranges"),
+    (SVC_MAGLEV, "maglev"),
 ];
 const BACKEND: Names =
     &[(BE_LOCAL as u32, "here"), (BE_IN_CLUSTER as u32, "cluster"), (BE_IN_LOCAL as u32, "local")];
@@ -44,7 +47,19 @@ pub fn dump(tables: &Desired) -> String {
     for (id, b) in &tables.backends6 {
         lines.push(backend(*id, IpAddr::from(b.addr), b.port, b.proto, b.flags, b.service));
     }
-    lines.extend(tables.slots.iter().map(|(slot, id)| format!("SLOT   {slot} backend={id}")));
+    let maglev = maglev(tables);
+    let is_listed =
+        |slot: u32| maglev.range(..=slot).next_back().is_none_or(|(start, len)| slot - start >= *len);
+    let listed = tables.slots.iter().filter(|(slot, _)| is_listed(*slot));
+    lines.extend(listed.map(|(slot, id)| format!("SLOT   {slot} backend={id}")));
+    for (start, len) in &maglev {
+        let mut shares: BTreeMap<u32, usize> = BTreeMap::new();
+        let ids = tables.slots.run(*start, *len).unwrap_or_default();
+        ids.into_iter().for_each(|id| *shares.entry(id).or_default() += 1);
+        lines.extend(
+            shares.iter().map(|(id, slots)| format!("MAGLEV {start}+{len} backend={id} slots={slots}")),
+        );
+    }
     for (length, key) in tables.ranges4.keys() {
         lines.push(range(key.service, IpAddr::from(key.addr), *length));
     }
@@ -72,6 +87,15 @@ pub fn dump(tables: &Desired) -> String {
     }
     lines.push(text.trim_end_matches(',').to_owned());
     lines.join("\n") + "\n"
+}
+
+/// Start and length of all Maglev tables: their slots are counted, not listed.
+fn maglev(tables: &Desired) -> BTreeMap<u32, u32> {
+    let values = tables.services4.values().chain(tables.services6.values());
+    let ranges = values
+        .filter(|v| v.flags & SVC_MAGLEV != 0)
+        .flat_map(|v| [(v.cluster_start, v.cluster_len), (v.local_start, v.local_len)]);
+    ranges.filter(|(_, len)| *len > 0).collect()
 }
 
 fn service(address: IpAddr, port: [u8; 2], proto: u8, v: &SvcValue) -> String {

@@ -44,6 +44,7 @@ pub(crate) fn service(name: &str, cluster_ips: &[&str]) -> ServiceSpec {
         internal: Policy::Cluster,
         external: Policy::Cluster,
         affinity_s: None,
+        selection: None,
         health_check_port: 0,
         ports: vec![port("p", Protocol::Tcp, 80, 0)],
     }
@@ -68,6 +69,7 @@ pub(crate) fn endpoint(address: &str, node: &str) -> EndpointSpec {
         ready: true,
         serving: true,
         terminating: false,
+        weight: 1,
         zones: Vec::new(),
         nodes: Vec::new(),
     }

@@ -125,7 +125,7 @@ fn desired() -> Desired {
     let mut desired = Desired::default();
     let value = SvcValue { id: 5, cluster_start: 3, cluster_len: 1, ..SvcValue::default() };
     desired.services4.insert(SvcKey4 { addr: [10, 96, 0, 1], port: [0, 80], proto: 6, _pad: 0 }, value);
-    desired.slots.insert(3, 4321);
+    desired.slots.put(3, [4321].into());
     desired.generations4.insert(4321, 77);
     let backend =
         Backend4 { addr: [10, 0, 0, 1], port: [0, 80], proto: 6, service: 5, ..Backend4::default() };

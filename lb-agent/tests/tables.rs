@@ -24,7 +24,7 @@ fn desired(services: u32) -> Desired {
         let mut addr6 = [0xfd; 16];
         addr6[14..].copy_from_slice(&[b, c]);
         desired.services6.insert(SvcKey6 { addr: addr6, port: [0, 80], proto: 6, _pad: 0 }, value);
-        desired.slots.insert(i, i);
+        desired.slots.put(i, [i].into());
         desired.generations4.insert(i, 7);
         desired.generations6.insert(i, 9);
         let flags = lb_common::abi::BE_LOCAL;

@@ -5,10 +5,11 @@
 use crate::abi::{AffValue, BE_IN_CLUSTER, BE_IN_LOCAL, BE_LOCAL, LbConfig, SvcValue};
 use crate::abi::{CFG_DETECT_IF, CFG_MASQ_LOCAL, CFG_REJECT_UNKNOWN, IF_DETECT, IF_POD};
 use crate::abi::{ROLE_FRONTEND, ROLE_NODEPORT};
-use crate::abi::{SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL, SVC_MASQ_ALL, SVC_RANGES};
+use crate::abi::{SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL, SVC_MAGLEV, SVC_MASQ_ALL, SVC_RANGES};
 use crate::counter::Counter;
 use crate::env::Env;
 use crate::family::{Backend, Family};
+use crate::maglev;
 
 /// What a destination is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -157,10 +158,10 @@ impl<F: Family> Decision<F> {
     }
 }
 
-/// Decides a new flow from `client` to a frontend.
+/// Decides a new flow from `client` to a frontend. `ports` are [`maglev::ports`], or 0 if the client's is not known.
 ///
 /// Order: source ranges (B99), the set that the policy gives (B47-B49, B82), an empty set (B86, B87), affinity
-/// (B65, B67, B68), random choice (B29), masquerade (B80 with the differences 1 and 2 of DESIGN.md section 5).
+/// (B65, B67, B68), a draw, random (B29) or by the flow's hash ([`SVC_MAGLEV`]), masquerade (B80 with the differences 1 and 2 of DESIGN.md section 5).
 /// Remembers the choice when the service port has affinity; has no other effect.
 #[inline(always)]
 pub fn decide<F: Family>(
@@ -168,6 +169,7 @@ pub fn decide<F: Family>(
     config: &LbConfig,
     service: &SvcValue,
     client: F::Addr,
+    ports: u32,
     source: &Source,
 ) -> Decision<F> {
     if service.flags & SVC_RANGES != 0 && !env.in_source_ranges(service.id, client) {
@@ -188,7 +190,7 @@ pub fn decide<F: Family>(
             Decision::refusal(Outcome::Reject, Counter::RejectNoEndpoints)
         };
     }
-    let id = select(env, service, &client, &set);
+    let id = select(env, service, &client, ports, &set);
     let Some(backend) = env.backend(id) else {
         return Decision::refusal(Outcome::Drop, Counter::DropNoBackend);
     };
@@ -204,12 +206,26 @@ struct Set {
     member: u8,
 }
 
-/// A backend id: the one that affinity names if it is a member of the set, else a random one of the set; 0 if a slot
+/// Stands for the ports of all flows of a client.
+const ANY_PORT: u32 = u32::MAX;
+
+/// A backend id: the one that affinity names if it is a member of the set, else one drawn from the set; 0 if a slot
 /// is missing. Not inlined: a BPF stack is small.
 #[inline(never)]
-fn select<F: Family>(env: &mut impl Env<F>, service: &SvcValue, client: &F::Addr, set: &Set) -> u32 {
-    // multiply and shift: an even draw without a division
-    let drawn = set.start.wrapping_add(((env.random() as u64 * set.len as u64) >> 32) as u32);
+fn select<F: Family>(
+    env: &mut impl Env<F>,
+    service: &SvcValue,
+    client: &F::Addr,
+    ports: u32,
+    set: &Set,
+) -> u32 {
+    // with affinity a client has one choice, on all nodes
+    let ports = if service.affinity_s == 0 { ports } else { ANY_PORT };
+    let bits = match service.flags & SVC_MAGLEV == 0 || ports == 0 {
+        true => env.random(),
+        false => F::flow_hash(*client, ports),
+    };
+    let drawn = set.start.wrapping_add(maglev::below(bits, set.len));
     if service.affinity_s == 0 {
         return env.slot(drawn).unwrap_or(0);
     }

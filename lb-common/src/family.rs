@@ -6,6 +6,7 @@ use core::hash::Hash;
 use crate::abi::{AffKey4, AffKey6, Backend4, Backend6, Iface, LbConfig, SvcKey4, SvcKey6};
 use crate::abi::{CFG_CIDR4, CFG_CIDR6, CFG_DETECT_CIDR4, CFG_DETECT_CIDR6};
 use crate::hash::{role_slot4, role_slot6};
+use crate::maglev::{hash4, hash6};
 
 /// An address family. Implemented by [`V4`] and [`V6`].
 pub trait Family: Copy + Eq + Ord + Hash + Debug + Default + 'static {
@@ -46,6 +47,8 @@ pub trait Family: Copy + Eq + Ord + Hash + Debug + Default + 'static {
     /// What stands for the address of a pod's socket that has none yet: an address that nobody can have, one per
     /// network namespace (the low 24 bits of its cookie for IPv4).
     fn stand_in(netns: u64) -> Self::Addr;
+    /// 32 even bits for a client and [`crate::maglev::ports`], the same on every node.
+    fn flow_hash(client: Self::Addr, ports: u32) -> u32;
     /// Slot in the role filter.
     fn role_slot(addr: Self::Addr) -> u32;
     /// One's-complement sum of the address as native-endian 16-bit words, at most 8 * 0xffff.
@@ -194,6 +197,10 @@ impl Family for V4 {
         Ip4 { addr: (netns as u32 & 0x00ff_ffff).to_be_bytes() }
     }
     #[inline(always)]
+    fn flow_hash(client: Ip4, ports: u32) -> u32 {
+        hash4(client.addr, ports)
+    }
+    #[inline(always)]
     fn role_slot(addr: Ip4) -> u32 {
         role_slot4(addr.addr)
     }
@@ -261,6 +268,10 @@ impl Family for V6 {
     fn stand_in(netns: u64) -> Ip6 {
         // 100::/64, RFC 6666: the discard prefix
         Ip6 { addr: ((0x0100_u128 << 112) | netns as u128).to_be_bytes() }
+    }
+    #[inline(always)]
+    fn flow_hash(client: Ip6, ports: u32) -> u32 {
+        hash6(client.addr, ports)
     }
     #[inline(always)]
     fn role_slot(addr: Ip6) -> u32 {

@@ -22,6 +22,7 @@ pub mod fragment;
 pub mod frame;
 pub mod hash;
 pub mod icmp;
+pub mod maglev;
 pub mod nat;
 pub mod packet;
 pub mod plain;

@@ -78,6 +78,13 @@ impl<F: Family> Packet<F> {
     pub fn has_ports(&self) -> bool {
         matches!(self.proto, TCP | UDP | SCTP)
     }
+
+    /// Its ports as the draw from a Maglev table takes them.
+    #[must_use]
+    #[inline(always)]
+    pub fn ports(&self) -> u32 {
+        crate::maglev::ports(self.sport, self.dport)
+    }
 }
 
 impl<F: Family> Packet<F> {

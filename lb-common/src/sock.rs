@@ -61,7 +61,8 @@ pub fn connect<F: Family>(
         Owner::Pod(_) => Source::pod::<F>(config, client),
     };
     let client = client.unwrap_or_else(|| counts_as(env, &service, owner, addr));
-    let decision = decide(env, config, &service, client, &source);
+    // the kernel picks the source port later
+    let decision = decide(env, config, &service, client, 0, &source);
     match decision.outcome {
         Outcome::Drop => SockVerdict::Leave,
         Outcome::Reject => {

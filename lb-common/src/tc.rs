@@ -133,7 +133,7 @@ pub fn new_flow<F: LoadAddr>(
     };
     let if_flags = env.iface(work.hook.ifindex).map_or(0, |iface| iface.flags);
     let source = Source::packet::<F>(config, src, if_flags);
-    let decision = decide(env, config, &service, src, &source);
+    let decision = decide(env, config, &service, src, work.packet.ports(), &source);
     match decision.outcome {
         Outcome::Drop => return drop(env, decision.reason),
         Outcome::Reject => return answer_for(work, decision.reason),
@@ -297,7 +297,7 @@ pub fn last_word<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &m
         Target::Service(service) => service,
     };
     let source = Source::host::<F>(config, Some(packet.src));
-    let decision = decide(env, config, &service, packet.src, &source);
+    let decision = decide(env, config, &service, packet.src, packet.ports(), &source);
     match decision.outcome {
         Outcome::Drop => drop(env, decision.reason),
         Outcome::Reject => answer_for(work, decision.reason),

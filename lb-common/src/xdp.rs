@@ -156,7 +156,7 @@ pub fn choose<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &mut 
     };
     let if_flags = env.iface(work.hook.ifindex).map_or(0, |iface| iface.flags);
     let source = Source::packet::<F>(config, src, if_flags);
-    let decision = decide(env, config, &service, src, &source);
+    let decision = decide(env, config, &service, src, work.packet.ports(), &source);
     if decision.outcome != Outcome::Deliver {
         return Choice::Tc;
     }

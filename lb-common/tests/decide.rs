@@ -24,7 +24,7 @@ fn ip(last: u8) -> IpAddr {
 }
 
 fn ask(machine: &mut Machine, service: &SvcValue, client: IpAddr, source: Source) -> Decision<V4> {
-    decide::<V4>(&mut machine.env, &machine.config, service, V4::addr(client), &source)
+    decide::<V4>(&mut machine.env, &machine.config, service, V4::addr(client), 0, &source)
 }
 
 /// A remote backend (id 1, in the Cluster set) and a local one (id 2, in the Local set), kube-proxy's masquerading.
@@ -308,7 +308,7 @@ fn b29_selection_is_even() {
     let mut bins = BTreeMap::<u32, u32>::new();
     for _ in 0..20_000 {
         let source = Source { pod: Some(false), host: false, pod_facing: false };
-        let decision = decide::<V4>(&mut machine.env, &w.config, &service, V4::addr(n.client), &source);
+        let decision = decide::<V4>(&mut machine.env, &w.config, &service, V4::addr(n.client), 0, &source);
         assert_eq!(decision.outcome, Outcome::Deliver);
         *bins.entry(decision.id).or_default() += 1;
     }

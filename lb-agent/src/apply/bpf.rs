@@ -115,6 +115,7 @@ macro_rules! bpf_maps {
         pub struct BpfMaps {
             config: RawMap,
             roles: RawMap,
+            slots: BpfTable<u32, u32>,
             $($field: BpfTable<$key, $value>,)*
         }
 
@@ -129,6 +130,7 @@ macro_rules! bpf_maps {
                 Ok(BpfMaps {
                     config: open(names::LB_CONFIG)?,
                     roles: open(names::LB_ROLES)?,
+                    slots: BpfTable::new(open(names::LB_SLOTS)?).map_err(|error| named(names::LB_SLOTS, error))?,
                     $($field: BpfTable::new(open(names::$name)?).map_err(|error| named(names::$name, error))?,)*
                 })
             }
@@ -138,6 +140,10 @@ macro_rules! bpf_maps {
             $(fn $field(&mut self) -> &mut dyn Table<$key, $value> {
                 &mut self.$field
             })*
+
+            fn slots(&mut self) -> &mut dyn Table<u32, u32> {
+                &mut self.slots
+            }
 
             fn read_config(&mut self) -> io::Result<LbConfig> {
                 let mut value = vec![0; LbConfig::LEN];

@@ -16,8 +16,9 @@ use crate::desired::{Desired, Prefix};
 /// What all tables share.
 #[derive(Debug)]
 pub(super) struct State {
-    /// Contents; `roles` unused.
+    /// Contents; `roles` and `slots` unused.
     pub(super) tables: Desired,
+    pub(super) slots: BTreeMap<u32, u32>,
     pub(super) roles: Vec<u8>,
     /// Operations so far.
     pub(super) ops: usize,
@@ -50,14 +51,14 @@ impl State {
 /// One table in memory.
 pub(super) struct FakeTable<K, V> {
     state: Rc<RefCell<State>>,
-    pick: fn(&mut Desired) -> &mut BTreeMap<K, V>,
+    pick: fn(&mut State) -> &mut BTreeMap<K, V>,
 }
 
 impl<K: Ord + Copy, V: Copy> Table<K, V> for FakeTable<K, V> {
     fn write(&mut self, entries: &[(K, V)]) -> Vec<Failure> {
         let mut state = self.state.borrow_mut();
         let one = |(i, (key, value)): (usize, &(K, V))| {
-            state.op(|s| _ = (self.pick)(&mut s.tables).insert(*key, *value)).err().map(|error| (i, error))
+            state.op(|s| _ = (self.pick)(s).insert(*key, *value)).err().map(|error| (i, error))
         };
         entries.iter().enumerate().filter_map(one).collect()
     }
@@ -65,14 +66,14 @@ impl<K: Ord + Copy, V: Copy> Table<K, V> for FakeTable<K, V> {
     fn remove(&mut self, keys: &[K]) -> Vec<Failure> {
         let mut state = self.state.borrow_mut();
         let one = |(i, key): (usize, &K)| {
-            state.op(|s| _ = (self.pick)(&mut s.tables).remove(key)).err().map(|error| (i, error))
+            state.op(|s| _ = (self.pick)(s).remove(key)).err().map(|error| (i, error))
         };
         keys.iter().enumerate().filter_map(one).collect()
     }
 
     fn read(&mut self) -> io::Result<Vec<(K, V)>> {
         let mut state = self.state.borrow_mut();
-        Ok((self.pick)(&mut state.tables).iter().map(|(key, value)| (*key, *value)).collect())
+        Ok((self.pick)(&mut state).iter().map(|(key, value)| (*key, *value)).collect())
     }
 }
 
@@ -81,6 +82,7 @@ macro_rules! fake_maps {
         /// All tables in memory.
         pub(super) struct FakeMaps {
             state: Rc<RefCell<State>>,
+            slots: FakeTable<u32, u32>,
             $($field: FakeTable<$key, $value>,)*
         }
 
@@ -88,12 +90,13 @@ macro_rules! fake_maps {
             /// Empty tables, and the state to look at.
             pub(super) fn new(seed: u64, faults: u64, check: fn(&State)) -> (Self, Rc<RefCell<State>>) {
                 let state = State {
-                    tables: Desired::default(), roles: vec![0; ROLE_SIZE], ops: 0, faults, seed, check,
+                    tables: Desired::default(), slots: BTreeMap::new(), roles: vec![0; ROLE_SIZE], ops: 0, faults, seed, check,
                 };
                 let state = Rc::new(RefCell::new(state));
                 let maps = FakeMaps {
                     state: state.clone(),
-                    $($field: FakeTable { state: state.clone(), pick: |tables| &mut tables.$field },)*
+                    $($field: FakeTable { state: state.clone(), pick: |state| &mut state.tables.$field },)*
+                    slots: FakeTable { state: state.clone(), pick: |state| &mut state.slots },
                 };
                 (maps, state)
             }
@@ -103,6 +106,10 @@ macro_rules! fake_maps {
             $(fn $field(&mut self) -> &mut dyn Table<$key, $value> {
                 &mut self.$field
             })*
+
+            fn slots(&mut self) -> &mut dyn Table<u32, u32> {
+                &mut self.slots
+            }
 
             fn read_config(&mut self) -> io::Result<LbConfig> {
                 Ok(self.state.borrow().tables.config)

@@ -29,7 +29,7 @@ pub trait Table<K, V> {
     fn read(&mut self) -> io::Result<Vec<(K, V)>>;
 }
 
-/// Calls `$then!` with all tables that are maps from keys to values: field of `Desired`, types, name.
+/// Calls `$then!` with all tables that are maps from keys to values, but for the slots: field of `Desired`, types, name.
 macro_rules! for_each_table {
     ($then:ident) => {
         $then! {
@@ -39,7 +39,6 @@ macro_rules! for_each_table {
             backends6: u32 => Backend6, LB_BE6;
             generations4: u32 => u32, LB_GEN4;
             generations6: u32 => u32, LB_GEN6;
-            slots: u32 => u32, LB_SLOTS;
             ranges4: Prefix<RangeKey4> => u32, LB_RANGE4;
             ranges6: Prefix<RangeKey6> => u32, LB_RANGE6;
             cidrs4: Prefix<Addr4> => u32, LB_CIDR4;
@@ -62,6 +61,8 @@ macro_rules! map_set {
                 #[doc = concat!("`", stringify!($name), "`.")]
                 fn $field(&mut self) -> &mut dyn Table<$key, $value>;
             )*
+            /// `LB_SLOTS`.
+            fn slots(&mut self) -> &mut dyn Table<u32, u32>;
             /// Reads `LB_CONFIG`.
             ///
             /// # Errors

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use lb_common::abi::names;
 
-use crate::desired::Desired;
+use crate::desired::{Desired, Slots};
 use crate::plan::roles::LINGER;
 use diff::Delta;
 use mapset::{MapSet, Table, for_each_table};
@@ -95,6 +95,9 @@ pub struct Applier<M> {
     /// `roles` is not kept here: the filter holds hashes of addresses.
     actual: Desired,
     roles: Vec<u8>,
+    /// What `LB_SLOTS` holds, by slot; 0 and what is beyond the end: nothing. `actual` has of it what the last complete
+    /// apply wanted.
+    slots: Vec<u32>,
     /// The role filter as the last agent left it, until that time: addresses whose Service or endpoint went before
     /// the restart may have live flows, and only that filter still knows them.
     inherited: (Vec<u8>, Instant),
@@ -109,6 +112,8 @@ macro_rules! read_back {
                 let entries = maps.$field().read().map_err(|source| unreadable(names::$name, source))?;
                 actual.$field = entries.into_iter().collect();
             )*
+            let entries = maps.slots().read().map_err(|source| unreadable(names::LB_SLOTS, source))?;
+            actual.slots = entries.into_iter().collect();
             actual.config = maps.read_config().map_err(|source| unreadable(names::LB_CONFIG, source))?;
             let roles = maps.read_roles().map_err(|source| unreadable(names::LB_ROLES, source))?;
             Ok((actual, roles))
@@ -197,7 +202,8 @@ impl<M: MapSet> Applier<M> {
     pub fn new(mut maps: M) -> Result<Self, ApplyError> {
         let (actual, roles) = read_back(&mut maps)?;
         let inherited = (roles.clone(), Instant::now() + LINGER);
-        Ok(Applier { maps, actual, roles, inherited })
+        let slots = by_slot(&actual.slots);
+        Ok(Applier { maps, actual, roles, slots, inherited })
     }
 
     /// What the tables hold, as far as this agent read and wrote them. Its `roles` are empty: the filter can't be
@@ -213,6 +219,7 @@ impl<M: MapSet> Applier<M> {
     /// A table could not be read; the old knowledge stays.
     pub fn reload(&mut self) -> Result<(), ApplyError> {
         (self.actual, self.roles) = read_back(&mut self.maps)?;
+        self.slots = by_slot(&self.actual.slots);
         Ok(())
     }
 
@@ -268,7 +275,29 @@ impl<M: MapSet> Applier<M> {
     }
 
     fn write_slots(&mut self, desired: &Desired, report: &mut ApplyReport) -> bool {
-        each!(self, desired, report, write, slots LB_SLOTS)
+        // A range that the last complete apply knew is in the kernel still: nothing has been written since.
+        let changed = desired.slots.ranges().filter(|(start, ids)| !self.actual.slots.shares(*start, ids));
+        let entries: Vec<(u32, u32)> = changed
+            .flat_map(|(start, ids)| (start..).zip(ids.iter().copied()))
+            .filter(|(slot, id)| self.slots.get(*slot as usize).copied().unwrap_or(0) != *id)
+            .collect();
+        let mut failed = BTreeMap::new();
+        if !entries.is_empty() {
+            failed = self.maps.slots().write(&entries).into_iter().collect();
+        }
+        report.changed(names::LB_SLOTS, entries.len() - failed.len());
+        for (i, entry) in entries.iter().enumerate() {
+            if !failed.contains_key(&i) {
+                set_slot(&mut self.slots, *entry);
+            }
+        }
+        let complete = settle(report, names::LB_SLOTS, entries.iter().map(|(slot, _)| slot), failed);
+        self.actual.slots = if complete {
+            desired.slots.clone()
+        } else {
+            (0..).zip(self.slots.iter().copied()).filter(|(_, id)| *id != 0).collect()
+        };
+        complete
     }
 
     fn write_context(&mut self, desired: &Desired, report: &mut ApplyReport) -> bool {
@@ -327,6 +356,21 @@ impl<M: MapSet> Applier<M> {
         }
         complete
     }
+}
+
+/// What slots hold, by slot.
+fn by_slot(slots: &Slots) -> Vec<u32> {
+    let mut all = Vec::new();
+    slots.iter().for_each(|entry| set_slot(&mut all, entry));
+    all
+}
+
+fn set_slot(slots: &mut Vec<u32>, (slot, id): (u32, u32)) {
+    let slot = slot as usize;
+    if slot >= slots.len() {
+        slots.resize(slot + 1, 0);
+    }
+    slots[slot] = id;
 }
 
 fn union(mut roles: Vec<u8>, more: &[u8]) -> Vec<u8> {

@@ -44,11 +44,12 @@ fn desired(services: &[Service], round: u32) -> Desired {
             ..SvcValue::default()
         };
         desired.services4.insert(key, value);
+        let ids = service.backends.iter().map(|backend| backend_id(service, *backend));
+        desired.slots.put(start, ids.collect());
         desired.roles.insert(IpAddr::V4(Ipv4Addr::from(addr)), ROLE_FRONTEND);
-        for (i, backend) in service.backends.iter().enumerate() {
+        for backend in &service.backends {
             let id = backend_id(service, *backend);
             let addr = [10, 244, service.port, *backend];
-            desired.slots.insert(start + i as u32, id);
             desired.generations4.insert(id, round + 1);
             desired.backends4.insert(id, Backend4 { addr, port: [31, 144], proto: 6, ..Backend4::default() });
             desired.roles.insert(IpAddr::V4(Ipv4Addr::from(addr)), ROLE_BACKEND);
@@ -63,7 +64,7 @@ fn invariants(state: &State) {
     for (key, value) in &state.tables.services4 {
         assert!(role(key.addr) & ROLE_FRONTEND != 0, "a frontend without its role");
         for slot in value.cluster_start..value.cluster_start + value.cluster_len {
-            let id = state.tables.slots.get(&slot).expect("a frontend names a missing slot");
+            let id = state.slots.get(&slot).expect("a frontend names a missing slot");
             let backend = state.tables.backends4.get(id).expect("a frontend names a missing backend");
             assert!(role(backend.addr) & ROLE_BACKEND != 0, "a backend in use without its role");
             assert!(state.tables.generations4.contains_key(id), "a backend in use without a generation");
@@ -75,7 +76,7 @@ fn invariants(state: &State) {
 fn assert_holds(state: &State, desired: &Desired) {
     assert_eq!(state.tables.services4, desired.services4);
     assert_eq!(state.tables.backends4, desired.backends4);
-    assert!(desired.slots.iter().all(|(slot, id)| state.tables.slots.get(slot) == Some(id)));
+    assert!(desired.slots.iter().all(|(slot, id)| state.slots.get(&slot) == Some(&id)));
     assert!(desired.generations4.iter().all(|(id, g)| state.tables.generations4.get(id) == Some(g)));
 }
 
@@ -143,4 +144,5 @@ fn a_failed_stage_stops_the_next_and_names_the_cure() {
     let text = report.errors[0].to_string();
     assert!(text.contains("--max-backends"), "{text}");
     assert_eq!(state.borrow().tables, Desired::default());
+    assert!(state.borrow().slots.is_empty());
 }

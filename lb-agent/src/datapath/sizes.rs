@@ -89,6 +89,18 @@ pub fn flows_for(memory: u64) -> u32 {
     u32::try_from(entries).unwrap_or(u32::MAX)
 }
 
+/// How many slots a node with so much memory gets when all Services have Maglev tables.
+///
+/// A slot takes 8 bytes in the kernel: 1/128 of the memory, 4,194,304 slots at 4 GiB (some 4000 Service ports of three to
+/// ten endpoints), 16,777,216 at 16 GiB, and no more than that.
+#[must_use]
+pub fn slots_for(memory: u64) -> u32 {
+    const SLOT: u64 = 8;
+    const STEP: u64 = 1 << 19;
+    let slots = (memory / 128 / SLOT).clamp(capacity::SLOTS as u64, 1 << 24) / STEP * STEP;
+    u32::try_from(slots).unwrap_or(u32::MAX)
+}
+
 /// What a plan may use of tables with these capacities; `entries` = capacity by map.
 #[must_use]
 pub fn limits(entries: impl Fn(&str) -> Option<u32>) -> Limits {
@@ -134,6 +146,13 @@ mod tests {
         assert_eq!(flows_for(1024 * GIB), 1_048_576);
         let steps: Vec<u32> = (0..300).map(|n| flows_for(n * GIB)).collect();
         assert!(steps.is_sorted());
+    }
+
+    #[test]
+    fn slots_of_maglev_tables_follow_the_memory() {
+        const GIB: u64 = 1 << 30;
+        let at = |gib| slots_for(gib * GIB);
+        assert_eq!([0, 1, 4, 16, 64].map(at), [1 << 19, 1 << 20, 1 << 22, 1 << 24, 1 << 24]);
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::settings::Algorithm;
+
 /// Address family; the two never mix (B18).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
@@ -176,6 +178,8 @@ pub struct ServiceSpec {
     pub external: Policy,
     /// Client-IP affinity timeout in seconds; `None` = off.
     pub affinity_s: Option<u32>,
+    /// How an endpoint is chosen; `None` = as the operator says.
+    pub selection: Option<Algorithm>,
     /// `spec.healthCheckNodePort`; 0 = none.
     pub health_check_port: u16,
     /// Its ports.
@@ -272,6 +276,8 @@ pub struct EndpointSpec {
     pub serving: bool,
     /// `conditions.terminating`.
     pub terminating: bool,
+    /// Its part of new flows, where the choice is Maglev's.
+    pub weight: u16,
     /// `hints.forZones`.
     pub zones: Vec<String>,
     /// `hints.forNodes`.

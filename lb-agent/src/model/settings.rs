@@ -63,6 +63,16 @@ pub enum SocketLb {
     Off,
 }
 
+/// How an endpoint is chosen for a new flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Algorithm {
+    /// Any, with equal chance (B29).
+    #[default]
+    Random,
+    /// By a hash of the flow, so that every node makes the same choice.
+    Maglev,
+}
+
 /// Which interfaces are to carry XDP.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Xdp {
@@ -131,6 +141,10 @@ pub struct Settings {
     pub kernel_flags: u32,
     /// Which interfaces are to carry XDP.
     pub xdp: Xdp,
+    /// How endpoints are chosen where a Service does not say.
+    pub selection: Algorithm,
+    /// Size of all Maglev tables; `None` = by the number of endpoints.
+    pub maglev_size: Option<u32>,
     /// Capacities.
     pub limits: Limits,
     /// Least time between the end of an apply and the start of the next (B142).
@@ -156,6 +170,8 @@ impl Settings {
             reject_rate: 1000,
             kernel_flags: 0,
             xdp: Xdp::Off,
+            selection: Algorithm::Random,
+            maglev_size: None,
             limits: Limits::PRODUCT,
             min_sync: Duration::from_secs(1),
             sync: Duration::from_secs(30),

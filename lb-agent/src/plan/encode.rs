@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use lb_common::abi::{
     Addr4, Addr6, BE_IN_CLUSTER, BE_IN_LOCAL, BE_LOCAL, Backend4, Backend6, RangeKey4, RangeKey6,
-    SVC_ADDRESS, SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL, SVC_MASQ_ALL, SVC_RANGES, SvcKey4, SvcKey6, SvcValue,
+    SVC_ADDRESS, SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL, SVC_MAGLEV, SVC_MASQ_ALL, SVC_RANGES, SvcKey4,
+    SvcKey6, SvcValue,
 };
 
 use super::expand::FrontendKind;
@@ -32,6 +33,8 @@ pub struct PortSets {
     pub cluster: Range,
     /// Local set.
     pub local: Range,
+    /// Both are Maglev tables.
+    pub maglev: bool,
     /// Some endpoint anywhere is usable (B46).
     pub has_any: bool,
 }
@@ -53,7 +56,7 @@ pub fn svc_value(service: &ServiceSpec, kind: FrontendKind, sets: PortSets, sett
     SvcValue {
         id: sets.id.id,
         generation: sets.id.generation,
-        flags: own | bit(sets.has_any, SVC_HAS_ANY),
+        flags: own | bit(sets.has_any, SVC_HAS_ANY) | bit(sets.maglev, SVC_MAGLEV),
         affinity_s: service.affinity_s.unwrap_or(0),
         cluster_start: sets.cluster.start,
         cluster_len: sets.cluster.len,

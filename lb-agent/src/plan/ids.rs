@@ -121,9 +121,7 @@ impl IdTable {
             }
         }
         for (service, family, start, len) in ranges {
-            let ids: Vec<u32> =
-                actual.slots.range(start..start.saturating_add(len)).map(|(_, id)| *id).collect();
-            if u32::try_from(ids.len()) == Ok(len) {
+            if let Some(ids) = actual.slots.run(start, len) {
                 self.slots.restore(service, family, start, ids);
             }
         }

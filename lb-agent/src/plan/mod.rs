@@ -14,6 +14,7 @@ pub mod encode;
 pub mod expand;
 pub mod ids;
 pub mod issue;
+pub mod maglev;
 pub mod network;
 mod nexthop;
 pub mod node;

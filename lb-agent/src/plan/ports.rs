@@ -10,10 +10,12 @@ use super::encode::{self, Full, PortSets};
 use super::expand::{Expanded, FrontendKind};
 use super::ids::{FrontendKey, IdTable, ServiceId};
 use super::issue::{Issue, Severity};
+use super::maglev::{self, Member};
 use super::node::NodeFacts;
 use super::select::{Place, Selection, select};
+use super::slots::Range;
 use crate::desired::Desired;
-use crate::model::settings::Settings;
+use crate::model::settings::{Algorithm, Settings};
 use crate::model::{Family, Key};
 use crate::store::Snapshot;
 
@@ -60,13 +62,24 @@ impl PortPlanner<'_> {
         let place = Place { node: &self.settings.node_name, zone: self.node.zone() };
         let selection = select(&port.id, family, slices.into_iter().flat_map(|s| s.values()), place);
         let (cluster, local) = self.add_backends(port, id, &selection, ids, tables, issues);
-        let ranges = (ids.slots.range(id.id, family, &cluster), ids.slots.range(id.id, family, &local));
-        let (Some(cluster), Some(local)) = ranges else {
+        let tables_of = self.algorithm(port) == Algorithm::Maglev;
+        let made = tables_of.then(|| self.maglev(id, family, &selection, (&cluster, &local), ids)).flatten();
+        if tables_of && made.is_none() {
+            issues.push(no_table(port, self.settings));
+        }
+        let listed = || {
+            let mut list = |set: &[Member]| {
+                let set: Vec<u32> = set.iter().map(|m| m.id).collect();
+                ids.slots.range(id.id, family, &set)
+            };
+            Some((list(&cluster)?, list(&local)?))
+        };
+        let Some((cluster, local)) = made.or_else(listed) else {
             let used = format!("its endpoints do not fit into the {} slots", self.settings.limits.slots);
             issues.push(full(port, &used, "use fewer endpoints; the port is not served in this family"));
             return;
         };
-        let sets = PortSets { id, cluster, local, has_any: selection.has_any };
+        let sets = PortSets { id, cluster, local, maglev: made.is_some(), has_any: selection.has_any };
         for (key, kind) in port.frontends.iter().filter(|(k, _)| Family::of(k.address) == family) {
             let value = encode::svc_value(port.service, *kind, sets, self.settings);
             if encode::put_service(tables, key, value, &self.settings.limits) == Err(Full) {
@@ -79,6 +92,27 @@ impl PortPlanner<'_> {
         self.add_ranges(port, id, family, tables, issues);
     }
 
+    fn algorithm(&self, port: &Expanded<'_>) -> Algorithm {
+        port.service.selection.unwrap_or(self.settings.selection)
+    }
+
+    /// The Maglev tables of the Cluster and the Local set; `None` = no room for both.
+    fn maglev(
+        &self,
+        id: ServiceId,
+        family: Family,
+        selection: &Selection,
+        (cluster, local): (&[Member], &[Member]),
+        ids: &mut IdTable,
+    ) -> Option<(Range, Range)> {
+        let here = selection.endpoints.iter().filter(|e| e.local).count();
+        let mut table = |set: &[Member], endpoints: usize| {
+            let size = maglev::size(set.len(), endpoints, self.settings.maglev_size);
+            ids.slots.table(id.id, family, set.to_vec(), size)
+        };
+        Some((table(cluster, selection.endpoints.len())?, table(local, here)?))
+    }
+
     /// Backends of all endpoints that serve; the answer is the Cluster and the Local set.
     fn add_backends(
         &self,
@@ -88,7 +122,7 @@ impl PortPlanner<'_> {
         ids: &mut IdTable,
         tables: &mut Desired,
         issues: &mut Vec<Issue>,
-    ) -> (Vec<u32>, Vec<u32>) {
+    ) -> (Vec<Member>, Vec<Member>) {
         let (mut cluster, mut local, mut left_out) = (Vec::new(), Vec::new(), 0_u32);
         for endpoint in &selection.endpoints {
             // Answers of established flows must be found also while the endpoint only drains.
@@ -101,11 +135,13 @@ impl PortPlanner<'_> {
                 continue;
             };
             encode::put_backend(tables, backend, id.id, port.id.protocol.number(), endpoint);
+            let identity = maglev::identity(endpoint.address, endpoint.port, port.id.protocol.number());
+            let member = Member { id: backend, identity, weight: endpoint.weight };
             if endpoint.in_cluster {
-                cluster.push(backend);
+                cluster.push(member);
             }
             if endpoint.in_local {
-                local.push(backend);
+                local.push(member);
             }
         }
         if left_out > 0 {
@@ -155,6 +191,16 @@ impl PortPlanner<'_> {
             ));
         }
     }
+}
+
+fn no_table(port: &Expanded<'_>, settings: &Settings) -> Issue {
+    Issue::new(
+        Severity::Warning,
+        Key::Service(port.id.service.clone()),
+        format!("port {:?}", port.id.port),
+        format!("its Maglev table does not fit into the {} slots", settings.limits.slots),
+        "raise --max-slots; endpoints are chosen at random until then",
+    )
 }
 
 fn full(port: &Expanded<'_>, used: &str, cure: &str) -> Issue {

@@ -21,6 +21,8 @@ pub struct Selected {
     pub in_local: bool,
     /// Ready (B27); what a load balancer's health check counts (B120).
     pub ready: bool,
+    /// Its weight.
+    pub weight: u16,
     /// Still serves, so flows to it go on (B107); else it is about to be gone.
     pub serving: bool,
 }
@@ -70,6 +72,7 @@ pub fn select<'a>(
                 in_cluster: cluster.admits(e),
                 in_local: in_local(e),
                 ready: e.ready,
+                weight: e.weight,
                 serving: e.ready || e.serving,
             })
             .collect(),
@@ -100,7 +103,7 @@ fn merge<'a>(
 /// B25: not terminating, then ready, then serving, then on this node; the rest only makes the order total.
 fn rank<'e>(e: &'e EndpointSpec, place: Place<'_>) -> impl Ord + use<'e> {
     let local = e.node.as_deref() == Some(place.node);
-    (!e.terminating, e.ready, e.serving, local, &e.node, &e.zones, &e.nodes)
+    (!e.terminating, e.ready, e.serving, local, e.weight, &e.node, &e.zones, &e.nodes)
 }
 
 /// B44, B45: what an empty set falls back to.

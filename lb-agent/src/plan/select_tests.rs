@@ -11,6 +11,7 @@ fn ep(last: u8, node: &str) -> EndpointSpec {
         ready: true,
         serving: true,
         terminating: false,
+        weight: 1,
         zones: Vec::new(),
         nodes: Vec::new(),
     }

@@ -1,12 +1,16 @@
 //! Ranges of `LB_SLOTS`, published RCU-style.
 //!
 //! **Invariants:** a range is never rewritten while the kernel may read it: a changed set gets a new range, and the
-//! old one keeps its content until its quarantine ends. An unchanged set keeps its range.
+//! old one keeps its content until its quarantine ends. An unchanged set keeps its range, and its Maglev table is not
+//! made again.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::maglev::{self, Member};
 use super::pool::Quarantine;
+use crate::desired::Slots;
 use crate::model::Family;
 
 /// A range of slots; `len` 0 = empty, and then `start` is 0.
@@ -21,7 +25,9 @@ pub struct Range {
 #[derive(Clone, Debug)]
 struct Held {
     start: u32,
-    ids: Vec<u32>,
+    ids: Arc<[u32]>,
+    /// What the Maglev table in it was made from; `None` = it is a plain list, or was read back.
+    made_from: Option<Vec<Member>>,
     wanted: bool,
 }
 
@@ -61,7 +67,12 @@ impl SlotTable {
         self.free.remove(&at);
         self.release(at, start - at);
         self.release(end, free_end - end);
-        self.held.entry((service, family)).or_default().push(Held { start, ids, wanted: false });
+        self.held.entry((service, family)).or_default().push(Held {
+            start,
+            ids: ids.into(),
+            made_from: None,
+            wanted: false,
+        });
     }
 
     /// Frees what has waited long enough; the start of a plan.
@@ -77,9 +88,38 @@ impl SlotTable {
         if ids.is_empty() {
             return Some(Range::default());
         }
+        self.holding(service, family, ids, None)
+    }
+
+    /// The range that holds the Maglev table of `members` with so many slots; `None` = no room.
+    ///
+    /// Made only if the set or the size is another one than before.
+    pub fn table(&mut self, service: u32, family: Family, members: Vec<Member>, size: u32) -> Option<Range> {
+        if members.is_empty() {
+            return Some(Range::default());
+        }
         let held = self.held.entry((service, family)).or_default();
-        if let Some(found) = held.iter_mut().find(|h| h.ids == ids) {
+        let same = |h: &Held| h.made_from.as_ref() == Some(&members) && length(&h.ids) == size;
+        if let Some(found) = held.iter_mut().find(|h| same(h)) {
             found.wanted = true;
+            return Some(found.range());
+        }
+        let ids = maglev::table(&members, size);
+        self.holding(service, family, &ids, Some(members))
+    }
+
+    /// The range that holds exactly `ids`.
+    fn holding(
+        &mut self,
+        service: u32,
+        family: Family,
+        ids: &[u32],
+        made_from: Option<Vec<Member>>,
+    ) -> Option<Range> {
+        let held = self.held.entry((service, family)).or_default();
+        if let Some(found) = held.iter_mut().find(|h| *h.ids == *ids) {
+            found.wanted = true;
+            found.made_from = made_from.or(found.made_from.take());
             return Some(found.range());
         }
         let len = length(ids);
@@ -88,7 +128,7 @@ impl SlotTable {
         if size > len {
             self.free.insert(at + len, size - len);
         }
-        held.push(Held { start: at, ids: ids.to_vec(), wanted: true });
+        held.push(Held { start: at, ids: ids.into(), made_from, wanted: true });
         Some(Range { start: at, len })
     }
 
@@ -109,9 +149,12 @@ impl SlotTable {
 
     /// What `LB_SLOTS` must hold: ranges in use, and those in quarantine as they were.
     #[must_use]
-    pub fn rows(&self) -> BTreeMap<u32, u32> {
-        let all = self.held.values().flatten().chain(self.quarantine.iter());
-        all.flat_map(|h| (h.start..).zip(h.ids.iter().copied())).collect()
+    pub fn rows(&self) -> Slots {
+        let mut slots = Slots::default();
+        for held in self.held.values().flatten().chain(self.quarantine.iter()) {
+            slots.put(held.start, held.ids.clone());
+        }
+        slots
     }
 
     fn release(&mut self, start: u32, len: u32) {
@@ -166,13 +209,13 @@ mod tests {
         slots.age(at(10));
         assert_eq!(slots.range(1, V4, &[5]), Some(Range { start: 2, len: 1 }));
         slots.sweep();
-        assert_eq!(slots.rows(), BTreeMap::from([(0, 5), (1, 6), (2, 5)]));
+        assert_eq!(slots.rows(), Slots::from_iter([(0, 5), (1, 6), (2, 5)]));
         slots.age(at(100));
         assert_eq!(slots.rows().len(), 3, "not applied yet");
         slots.applied(at(100));
         slots.range(1, V4, &[5]);
         slots.age(at(102));
-        assert_eq!(slots.rows(), BTreeMap::from([(2, 5)]));
+        assert_eq!(slots.rows(), Slots::from_iter([(2, 5)]));
         assert_eq!(slots.range(2, V4, &[9]), Some(Range { start: 0, len: 1 }), "reused");
     }
 

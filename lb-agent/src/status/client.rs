@@ -52,6 +52,10 @@ pub fn text(status: &Value) -> String {
     if !xdp.is_empty() {
         lines.push(format!("xdp        {}", xdp.join(" ")));
     }
+    let maglev = status.pointer("/tables/maglev").and_then(Value::as_u64).unwrap_or(0);
+    if maglev > 0 {
+        lines.push(format!("maglev     {maglev} service ports (`lb-agent dump` says which)"));
+    }
     lines.extend(array(status, "xdpRefused").filter_map(Value::as_str).map(|w| format!("warning    {w}")));
     lines.extend(array(status, "failures").filter_map(Value::as_str).map(|f| format!("FAILED     {f}")));
     let warnings = array(status, "warnings").chain(array(status, "leftoverWarnings"));

@@ -115,6 +115,8 @@ pub struct Tables {
     pub backends6: usize,
     /// Slots in use or in quarantine.
     pub slots: usize,
+    /// Service ports with Maglev tables.
+    pub maglev: usize,
     /// Source ranges of both families.
     pub ranges: usize,
     /// Interfaces.
@@ -136,7 +138,7 @@ impl Tables {
     /// Counts the rows.
     #[must_use]
     pub fn of(desired: &Desired) -> Self {
-        use lb_common::abi::{SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL, SvcValue};
+        use lb_common::abi::{SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL, SVC_MAGLEV, SvcValue};
         fn starved<'a>(values: impl Iterator<Item = &'a SvcValue> + Clone) -> NoLocal {
             let ports = |external: u32| {
                 let without = values.clone().filter(|v| {
@@ -148,12 +150,15 @@ impl Tables {
             };
             NoLocal { internal: ports(0), external: ports(SVC_EXTERNAL) }
         }
+        let frontends = desired.services4.values().chain(desired.services6.values());
+        let maglev = frontends.filter(|v| v.flags & SVC_MAGLEV != 0).map(|v| v.id).collect::<BTreeSet<u32>>();
         Self {
             services4: desired.services4.len(),
             services6: desired.services6.len(),
             backends4: desired.backends4.len(),
             backends6: desired.backends6.len(),
             slots: desired.slots.len(),
+            maglev: maglev.len(),
             ranges: desired.ranges4.len() + desired.ranges6.len(),
             interfaces: desired.interfaces.len(),
             no_local: [starved(desired.services4.values()), starved(desired.services6.values())],

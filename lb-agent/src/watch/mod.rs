@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 
 pub mod address;
+pub mod annotation;
 pub mod api;
 pub mod decode;
 pub mod folder;

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service, ServicePort as ApiPort, ServiceSpec as ApiSpec};
 
 use super::address::{parse_ip, parse_net};
-use super::{Fault, Translated};
+use super::{Fault, Translated, annotation};
 use crate::model::{Family, Ignored, ObjectName, Policy, Protocol, ServiceKind, ServicePort, ServiceSpec};
 
 /// Label that hands a Service to another proxy (B3).
@@ -34,6 +34,7 @@ pub fn translate(name: ObjectName, api: &Service) -> Translated<ServiceSpec> {
         internal: policy("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), &mut faults),
         external: policy("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), &mut faults),
         affinity_s: affinity(spec, &mut faults),
+        selection: annotation::selection(&api.metadata, &mut faults),
         health_check_port: spec.health_check_node_port.and_then(|p| u16::try_from(p).ok()).unwrap_or(0),
         ports: ports(spec, &mut faults),
         name,

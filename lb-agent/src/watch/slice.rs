@@ -4,7 +4,7 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
 use super::address::parse_ip;
 use super::service::{HEADLESS, OTHER_PROXY, protocol};
-use super::{Fault, Translated};
+use super::{Fault, Translated, annotation};
 use crate::model::{EndpointSpec, Family, ObjectName, SlicePort, SliceSpec, Trigger};
 
 /// Label that names the Service (B21).
@@ -37,9 +37,10 @@ pub fn translate(name: ObjectName, api: &EndpointSlice) -> Translated<SliceSpec>
         }
     };
     let ports = ports(api, &mut faults);
+    let weight = annotation::weight(&api.metadata, &mut faults);
     let mut endpoints = Vec::new();
     for (index, endpoint) in endpoints_of(api).iter().enumerate() {
-        match translate_endpoint(endpoint, family) {
+        match translate_endpoint(endpoint, family, weight) {
             Ok(Some(endpoint)) => endpoints.push(endpoint),
             Ok(None) => {}
             Err(problem) => faults.push(Fault::new(
@@ -86,7 +87,7 @@ fn ports(api: &EndpointSlice, faults: &mut Vec<Fault>) -> Vec<SlicePort> {
     found
 }
 
-fn translate_endpoint(api: &Endpoint, family: Family) -> Result<Option<EndpointSpec>, String> {
+fn translate_endpoint(api: &Endpoint, family: Family, weight: u16) -> Result<Option<EndpointSpec>, String> {
     let Some(text) = api.addresses.first() else { return Ok(None) };
     let address = parse_ip(text).ok_or_else(|| format!("{text:?} is not an IP address"))?;
     if Family::of(address) != family {
@@ -103,6 +104,7 @@ fn translate_endpoint(api: &Endpoint, family: Family) -> Result<Option<EndpointS
         ready: conditions.and_then(|c| c.ready).unwrap_or(true),
         serving: conditions.and_then(|c| c.serving).unwrap_or(true),
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+        weight,
         zones: hints
             .and_then(|h| h.for_zones.as_deref())
             .unwrap_or_default()

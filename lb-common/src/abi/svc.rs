@@ -36,7 +36,8 @@ const _: () = assert!(size_of::<SvcKey6>() == 20);
 
 /// Value of `LB_SVC4` and `LB_SVC6`: the service port behind a frontend and the two sets of its backends.
 ///
-/// A range names `len` slots of `LB_SLOTS` from `start` on, each a backend id. The agent writes a range before
+/// A range names `len` slots of `LB_SLOTS` from `start` on, each a backend id: the members of the set, or with
+/// [`SVC_MAGLEV`] its Maglev table, in which a member has many slots. The agent writes a range before
 /// the value that names it, and reuses a range only after a quarantine.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -72,6 +73,8 @@ pub const SVC_MASQ_ALL: u32 = 1 << 3;
 pub const SVC_RANGES: u32 = 1 << 4;
 /// The entry has no port: it marks an active ClusterIP, whose unlisted ports and protocols are rejected (B91).
 pub const SVC_ADDRESS: u32 = 1 << 5;
+/// Both ranges are Maglev tables: the slot is drawn by a hash of the flow (`crate::maglev`), not at random.
+pub const SVC_MAGLEV: u32 = 1 << 6;
 
 /// Key part of the longest-prefix map `LB_RANGE4`; the prefix length counts 32 bits of service id, then the
 /// address.

@@ -1,5 +1,6 @@
 //! Rules about whole plans: one test per rule.
 
+mod maglev;
 mod network;
 mod order;
 mod scale;
@@ -41,7 +42,7 @@ fn edge_with(change: impl FnOnce(&mut ServiceSpec), endpoints: &[EndpointSpec]) 
 
 /// The backend addresses of a set of a frontend.
 fn set(tables: &Desired, start: u32, len: u32) -> Vec<String> {
-    let ids = (start..start + len).map(|slot| tables.slots[&slot]);
+    let ids = (start..start + len).map(|slot| tables.slots.get(slot).unwrap());
     ids.map(|id| std::net::Ipv4Addr::from(tables.backends4[&id].addr).to_string()).collect()
 }
 

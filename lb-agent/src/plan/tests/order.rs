@@ -35,7 +35,9 @@ fn bare(tables: &Desired) -> Bare {
     let six: BTreeMap<u32, Target> =
         tables.backends6.iter().map(|(id, b)| (*id, (b.addr.into(), b.port, b.proto, b.flags))).collect();
     let set = |targets: &BTreeMap<u32, Target>, start: u32, len: u32| {
-        (start..start + len).map(|slot| targets[&tables.slots[&slot]]).collect::<BTreeSet<Target>>()
+        (start..start + len)
+            .map(|slot| targets[&tables.slots.get(slot).unwrap()])
+            .collect::<BTreeSet<Target>>()
     };
     let frontend = |address, port, proto, v: &SvcValue, targets: &BTreeMap<u32, Target>| {
         let cluster = set(targets, v.cluster_start, v.cluster_len);
@@ -160,7 +162,7 @@ fn consistent(tables: &Desired) -> bool {
     tables.services4.values().filter(|v| v.id != 0).all(|v| {
         let cluster = v.cluster_start..v.cluster_start + v.cluster_len;
         cluster.chain(v.local_start..v.local_start + v.local_len).all(|slot| {
-            let backend = tables.slots.get(&slot).and_then(|id| tables.backends4.get(id));
+            let backend = tables.slots.get(slot).and_then(|id| tables.backends4.get(&id));
             backend.is_some_and(|b| b.service == v.id)
         })
     })

@@ -263,7 +263,7 @@ impl Collector for FromStatus {
     }
 }
 
-fn gauges(status: &Status) -> [(&'static str, &'static str, i64); 10] {
+fn gauges(status: &Status) -> [(&'static str, &'static str, i64); 11] {
     let t = &status.tables;
     [
         (
@@ -282,6 +282,11 @@ fn gauges(status: &Status) -> [(&'static str, &'static str, i64); 10] {
         ("lb_backends4", "Rows of LB_BE4", wide(t.backends4)),
         ("lb_backends6", "Rows of LB_BE6", wide(t.backends6)),
         ("lb_slots", "Rows of LB_SLOTS", wide(t.slots)),
+        (
+            "lb_maglev_service_ports",
+            "Service ports whose endpoints are chosen by Maglev tables",
+            wide(t.maglev),
+        ),
         ("lb_source_ranges", "Rows of LB_RANGE4 and LB_RANGE6", wide(t.ranges)),
         ("lb_interfaces", "Interfaces that carry programs", wide(status.attached)),
     ]

@@ -124,6 +124,7 @@ mod tests {
             ready,
             serving: ready,
             terminating: false,
+            weight: 1,
             zones: Vec::new(),
             nodes: Vec::new(),
         };
