@@ -4,6 +4,7 @@
 //! run, with a bootstrap interval of the medians' ratio beside them; the baseline runs twice, and if its two arms
 //! differ by more than 4 % the run is void; every arm's packets are checked before they are measured.
 
+mod bulk;
 mod chart;
 mod connect;
 mod direct;
@@ -45,6 +46,9 @@ pub(crate) enum Bench {
     /// S3: TCP between two pods of a node, and from the node to a pod
     #[value(alias = "s3")]
     Pods,
+    /// S4: iperf3 between two pods, offloads on
+    #[value(alias = "s4")]
+    Bulk,
     /// S5: one connect() of a process of the node
     #[value(alias = "s5")]
     Connect,
@@ -58,7 +62,7 @@ pub(crate) enum Bench {
 }
 
 /// Scenarios that make up a run without a name.
-const ALL: [Bench; 5] = [Bench::Xdp, Bench::Live, Bench::Pods, Bench::Connect, Bench::Nodes];
+const ALL: [Bench; 6] = [Bench::Xdp, Bench::Live, Bench::Pods, Bench::Bulk, Bench::Connect, Bench::Nodes];
 
 /// Arguments of the command.
 #[derive(Clone, Debug, clap::Args)]
@@ -81,7 +85,7 @@ pub(crate) struct Arguments {
 
 /// More of `--help`.
 pub(crate) const HELP: &str = "\
-S1 xdp, S2 live, S3 pods, S5 connect, S6 nodes; direct and start print lines of their own. It needs root, and a machine that does nothing else:
+S1 xdp, S2 live, S3 pods, S4 bulk, S5 connect, S6 nodes; direct and start print lines of their own. It needs root, and a machine that does nothing else:
 a case whose two baseline arms differ by more than 4 % says `void`. Figures are compared within one run only.
 
     cargo xtask bench --quick                  everything, short
@@ -140,6 +144,7 @@ fn scene_of(what: Bench, agent: &Path, effort: &Effort) -> Result<Report> {
     match what {
         Bench::Xdp => xdp::run(effort),
         Bench::Live => live::run(agent, effort),
+        Bench::Bulk => bulk::run(agent, effort),
         Bench::Nodes => nodes::run(agent, effort),
         Bench::Pods => pods::run(agent, effort),
         Bench::Connect => connect::run(agent, effort),

@@ -83,7 +83,9 @@ impl Stand {
             (0, _) => "up0,out0",
             _ => "s0",
         };
-        node.extra = vec![ENTRIES.into()];
+        if self.course == Course::Sink {
+            node.extra.push(ENTRIES.into());
+        }
         if mode == Mode::Dsr {
             node.extra.push("--dsr=ipip".into());
         }
