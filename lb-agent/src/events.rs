@@ -62,6 +62,13 @@ impl Event {
         Self { service: Some(service), warning: true, reason, action, note }
     }
 
+    /// A flow table or a pool of source ports is nearly used up.
+    #[must_use]
+    pub fn running_out(note: &str) -> Self {
+        let (reason, action) = ("RunningOut", "Sweep");
+        Self { service: None, warning: true, reason, action, note: note.to_owned() }
+    }
+
     /// Adds the cause.
     #[must_use]
     pub fn because(mut self, cause: &str) -> Self {

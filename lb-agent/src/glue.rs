@@ -1,6 +1,6 @@
 //! The one place that knows which kernel the product runs on: [`Datapath`] with its tables and flow sweep.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -16,10 +16,12 @@ use crate::config::{KernelArgs, NodeDuties, RunConfig};
 use crate::datapath::memory::mebibytes;
 use crate::datapath::{self, Datapath, Options};
 use crate::desired::Desired;
-use crate::gc::{Sweeper, Timeouts};
+use crate::gc::alerts::{About, Alert, alerts};
+use crate::gc::{Occupancy, Sweeper, Timeouts};
 use crate::kernel::{ApplyReport, AttachReport, Kernel, KernelError, Usage};
 use crate::kubeproxy;
 use crate::links::{Attachment, NodeNet};
+use crate::model::Family;
 use crate::model::settings::{Limits, SocketLb, Xdp};
 use crate::net;
 use crate::node;
@@ -28,8 +30,8 @@ use crate::sockets::source::Sources;
 use crate::sys::bpf::RawMap;
 use crate::xdpset::with_xdp;
 
-/// Flow entries that one sweep looks at: a pass over a full table of a million takes about a minute.
-const SWEEP: u32 = 16_384;
+/// Flow entries that one step of a sweep looks at.
+const SWEEP: u32 = 4096;
 
 /// How long an interface that refused XDP is left alone.
 const XDP_RETRY: Duration = Duration::from_secs(30);
@@ -46,8 +48,16 @@ pub struct NodeKernel {
     xdp: Xdp,
     xdp_state: XdpState,
     sockets_done: bool,
-    /// Live entries of the flow tables, by the last whole sweep.
-    flows: BTreeMap<&'static str, u64>,
+    /// The flow tables, by the last whole sweep.
+    flows: Flows,
+}
+
+/// What sweeps found out.
+#[derive(Debug, Default)]
+struct Flows {
+    /// Each flow table, by its last whole pass.
+    tables: BTreeMap<&'static str, Occupancy>,
+    alerts: Vec<Alert>,
 }
 
 /// Opens the data path: loads the programs, and reads the tables that are there.
@@ -77,7 +87,7 @@ pub fn open(config: &RunConfig) -> Result<NodeKernel, KernelError> {
         xdp: config.settings.xdp.clone(),
         xdp_state: XdpState::default(),
         sockets_done: false,
-        flows: BTreeMap::new(),
+        flows: Flows::default(),
     })
 }
 
@@ -96,7 +106,7 @@ pub fn read(kernel: &KernelArgs) -> Result<Desired, KernelError> {
 pub fn look(kernel: &KernelArgs) -> Result<Look, KernelError> {
     let desired = read(kernel)?;
     let folder = Datapath::live_folder(&kernel.bpffs);
-    let usage = usage(&folder, &desired, &BTreeMap::new());
+    let usage = usage(&folder, &desired, &Flows::default());
     let counters = named(Datapath::read_counters(&kernel.bpffs).map_err(said)?);
     Ok(Look { desired, usage, counters })
 }
@@ -119,7 +129,7 @@ fn named(rows: Vec<u64>) -> Vec<(&'static str, u64)> {
 
 /// How full the tables are; `flows` has the ones that the kernel fills, as far as they were counted. A table that
 /// can't be opened is left out.
-fn usage(folder: &Path, tables: &Desired, flows: &BTreeMap<&'static str, u64>) -> Vec<Usage> {
+fn usage(folder: &Path, tables: &Desired, flows: &Flows) -> Vec<Usage> {
     let written = [
         (names::LB_SVC4, tables.services4.len()),
         (names::LB_SVC6, tables.services6.len()),
@@ -132,10 +142,12 @@ fn usage(folder: &Path, tables: &Desired, flows: &BTreeMap<&'static str, u64>) -
     ];
     let filled = [names::LB_CT4, names::LB_CT6, names::LB_EM4, names::LB_EM6, names::LB_SK_UDP];
     let written = written.into_iter().map(|(table, used)| (table, u64::try_from(used).ok()));
-    let all = written.chain(filled.into_iter().map(|table| (table, flows.get(table).copied())));
+    let all = written
+        .chain(filled.into_iter().map(|table| (table, flows.tables.get(table).map(|found| found.live))));
     all.filter_map(|(table, used)| {
         let map = RawMap::open(&folder.join(table)).ok()?;
-        Some(Usage { table, used, capacity: u64::from(map.info().max_entries) })
+        let evicted = flows.tables.get(table).map_or(0, |found| found.evicted);
+        Some(Usage { table, used, capacity: u64::from(map.info().max_entries), evicted })
     })
     .collect()
 }
@@ -214,6 +226,14 @@ impl XdpState {
 }
 
 impl NodeKernel {
+    /// Finds out what is to be told.
+    fn look_out(&mut self) {
+        let before: BTreeSet<About> = self.flows.alerts.iter().map(|alert| alert.about.clone()).collect();
+        let ports = Family::ALL.map(|family| self.sweeper.ports(family).top().to_vec()).concat();
+        let pool = self.applier.actual().config.snat_total;
+        self.flows.alerts = alerts(&self.usage(), &ports, pool, &before);
+    }
+
     /// Puts the socket programs on, or takes them off; once, since only this agent changes them.
     fn sockets(&mut self) -> Vec<String> {
         if self.sockets_done {
@@ -257,7 +277,7 @@ impl Kernel for NodeKernel {
         let report: datapath::AttachReport = self.datapath.attach(net, attachments);
         let (mut interfaces, mut failures) = (Vec::new(), Vec::new());
         let name = |index: &u32| net.links.get(index).map_or_else(|| index.to_string(), |l| l.name.clone());
-        let mut failed = std::collections::BTreeSet::new();
+        let mut failed = BTreeSet::new();
         for error in &report.errors {
             match error.interface.parse::<u32>() {
                 Ok(index) => {
@@ -314,6 +334,17 @@ impl Kernel for NodeKernel {
         usage(self.datapath.pin_folder(), self.applier.actual(), &self.flows)
     }
 
+    fn alerts(&self) -> Vec<Alert> {
+        self.flows.alerts.clone()
+    }
+
+    fn ports_used(&self) -> f64 {
+        let pool = self.applier.actual().config.snat_total;
+        let most = Family::ALL.iter().filter_map(|family| self.sweeper.ports(*family).top().first());
+        let most = most.map(|(_, count)| *count).max().unwrap_or(0);
+        if pool == 0 { 0.0 } else { f64::from(most) / f64::from(pool) }
+    }
+
     fn intact(&mut self) -> bool {
         let intact = self.datapath.intact();
         if !intact {
@@ -323,8 +354,11 @@ impl Kernel for NodeKernel {
     }
 
     fn sweep(&mut self) {
-        match self.sweeper.step(SWEEP) {
-            Ok(report) => self.flows.extend(report.finished.map(|o| (o.table, o.live))),
+        match self.sweeper.turn(SWEEP) {
+            Ok(found) => {
+                self.flows.tables.extend(found.into_iter().map(|table| (table.table, table)));
+                self.look_out();
+            }
             Err(error) => warn!(%error, "Flow tables cannot be swept"),
         }
         self.cutover.tick(self.applier.actual());

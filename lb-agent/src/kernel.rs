@@ -6,6 +6,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::desired::Desired;
+use crate::gc::alerts::Alert;
 use crate::links::{Attachment, NodeNet};
 use crate::model::settings::Limits;
 
@@ -47,6 +48,14 @@ pub struct Usage {
     pub used: Option<u64>,
     /// Entries that fit.
     pub capacity: u64,
+    /// Entries of established flows that the kernel evicted since the agent started, at least.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub evicted: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The kernel side of the agent. Implemented by the data path, and in memory by the tests of [`crate::run`].
@@ -94,6 +103,16 @@ pub trait Kernel: Send + 'static {
     /// How full the tables are that can fill up.
     fn usage(&self) -> Vec<Usage> {
         Vec::new()
+    }
+
+    /// What the operator should hear before a table or a pool of ports is used up.
+    fn alerts(&self) -> Vec<Alert> {
+        Vec::new()
+    }
+
+    /// The largest share of a pool of source ports in use, 0 to 1.
+    fn ports_used(&self) -> f64 {
+        0.0
     }
 
     /// Whether what `attach` did is still there; false asks for another round. Cheap.

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use crate::desired::Desired;
 use crate::fixture;
+use crate::gc::alerts::Alert;
 use crate::kernel::{ApplyReport, AttachReport, Kernel, KernelError};
 use crate::links::{Attachment, NodeNet};
 
@@ -20,6 +21,7 @@ pub(crate) struct Memory {
     pub(crate) failing_applies: usize,
     pub(crate) failing_attaches: usize,
     pub(crate) failing_reads: usize,
+    pub(crate) alerts: Vec<Alert>,
 }
 
 /// A kernel in memory.
@@ -70,6 +72,10 @@ impl Kernel for MemoryKernel {
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
         vec![("drop_no_backend", 3)]
+    }
+
+    fn alerts(&self) -> Vec<Alert> {
+        self.0.lock().unwrap().alerts.clone()
     }
 
     fn sweep(&mut self) {}

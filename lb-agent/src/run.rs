@@ -5,6 +5,7 @@
 //! with growing pauses, until it is done (B143). Stopping leaves the kernel as it is (B156).
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
+use crate::events::{Event as Said, Events};
+use crate::gc::alerts::About;
 use crate::kernel::{ApplyReport, AttachReport, Kernel};
 use crate::links::NodeNet;
 use crate::model::settings::Settings;
@@ -58,6 +61,8 @@ pub struct Parts<K> {
     pub status: watch::Sender<Status>,
     /// Where durations are counted.
     pub metrics: Metrics,
+    /// Where to tell what the operator should hear.
+    pub tell: Events,
     /// A random number: where generations begin.
     pub seed: u32,
 }
@@ -117,11 +122,14 @@ struct Worker<K> {
     born_unix: f64,
     /// The last cycle left nothing to be done again.
     clean: bool,
+    tell: Events,
+    /// What was told and still holds.
+    told: BTreeSet<About>,
 }
 
 impl<K: Kernel> Worker<K> {
     fn new(parts: Parts<K>) -> Self {
-        let Parts { kernel, store, events, net, settings, status, metrics, seed } = parts;
+        let Parts { kernel, store, events, net, settings, status, metrics, tell, seed } = parts;
         let limits = kernel.limits().unwrap_or(settings.limits);
         let settings = Settings { kernel_flags: kernel.config_flags(), limits, ..settings };
         status.send_modify(|s| {
@@ -152,6 +160,8 @@ impl<K: Kernel> Worker<K> {
             born: Instant::now(),
             born_unix: unix_now(),
             clean: false,
+            tell,
+            told: BTreeSet::new(),
         }
     }
 
@@ -308,9 +318,16 @@ impl<K: Kernel> Worker<K> {
             self.dirty = true;
         }
         let (counters, usage) = (self.kernel.counters(), self.kernel.usage());
+        let (alerts, ports_used) = (self.kernel.alerts(), self.kernel.ports_used());
+        for alert in alerts.iter().filter(|alert| self.told.insert(alert.about.clone())) {
+            self.tell.say(Said::running_out(&alert.text));
+        }
+        self.told.retain(|about| alerts.iter().any(|alert| alert.about == *about));
         self.status.send_if_modified(|s| {
             s.counters = counters;
             s.usage = usage;
+            s.alerts = alerts.into_iter().map(|alert| alert.text).collect();
+            s.ports_used = ports_used;
             false
         });
     }

@@ -4,6 +4,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::fixture;
+use crate::gc::alerts::Alert;
 use crate::memory_kernel::MemoryKernel;
 use crate::model::Object;
 use crate::store::Source;
@@ -17,6 +18,7 @@ struct Agent {
     metrics: Metrics,
     stop: oneshot::Sender<()>,
     task: tokio::task::JoinHandle<Result<(), RunError>>,
+    told: mpsc::Receiver<Said>,
 }
 
 fn start(kernel: MemoryKernel) -> Agent {
@@ -25,6 +27,7 @@ fn start(kernel: MemoryKernel) -> Agent {
     let (status, status_reader) = watch::channel(Status::default());
     let metrics = Metrics::new(status_reader.clone());
     let (stop, stopped) = oneshot::channel();
+    let (tell, told) = Events::channel();
     let parts = Parts {
         kernel: kernel.clone(),
         store: Store::new([Source::Manifests]),
@@ -33,12 +36,13 @@ fn start(kernel: MemoryKernel) -> Agent {
         settings: fixture::settings(),
         status,
         metrics: metrics.clone(),
+        tell,
         seed: 1,
     };
     let task = tokio::spawn(run(parts, async move {
         let _either = stopped.await;
     }));
-    Agent { kernel, events, net, status: status_reader, metrics, stop, task }
+    Agent { kernel, events, net, status: status_reader, metrics, stop, task, told }
 }
 
 impl Agent {
@@ -275,4 +279,25 @@ async fn b137_metrics_show_what_happened() {
     assert_eq!(value("kubeproxy_sync_proxy_rules_service_changes_pending"), 0.0);
     assert_eq!(value("lb_drop_no_backend_total"), 3.0);
     assert_eq!(value("lb_frontends4"), 2.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_runs_out_is_told_once_and_again_when_it_comes_back() {
+    let mut agent = start(MemoryKernel::default());
+    let alert = |text: &str| Alert { about: About::Table("LB_CT4"), text: text.to_owned() };
+    for (alerts, events) in [
+        (vec![], 0),
+        (vec![alert("80 %")], 1),
+        (vec![alert("90 %")], 0),
+        (vec![], 0),
+        (vec![alert("80 %")], 1),
+    ] {
+        agent.kernel.0.lock().unwrap().alerts.clone_from(&alerts);
+        agent.pause(1100).await;
+        let told: Vec<Said> = std::iter::from_fn(|| agent.told.try_recv().ok()).collect();
+        assert_eq!(told.len(), events, "{alerts:?}");
+        assert!(told.iter().all(|event| event.warning && event.service.is_none() && event.note == "80 %"));
+        let shown: Vec<String> = alerts.into_iter().map(|alert| alert.text).collect();
+        assert_eq!(agent.status().alerts, shown);
+    }
 }

@@ -127,6 +127,7 @@ where
     let routes = admin::routes(reader.clone(), metrics.clone(), config.effective.clone());
     let admin = listen("metrics", config.metrics, Event::metric_server_failed());
     tasks.spawn(serve(admin, routes, events.clone()));
+    let tell = events.clone();
     tasks.spawn(async move {
         serve_health_checks(reader, events).await;
         Ok("health check servers")
@@ -138,7 +139,8 @@ where
     });
 
     let settings = config.settings;
-    let parts = Parts { kernel, store, events: received, net, settings, status, metrics, seed: random() };
+    let parts =
+        Parts { kernel, store, events: received, net, settings, status, metrics, tell, seed: random() };
     tokio::select! {
         ended = run(parts, stop) => Ok(ended?),
         Some(task) = tasks.join_next() => match task {

@@ -8,13 +8,17 @@ use crate::sys::bpf::RawMap;
 /// Sums over all CPUs, by row.
 pub(super) fn read(pin: &Path) -> io::Result<Vec<u64>> {
     let map = RawMap::open(pin)?;
+    (0..map.info().max_entries).map(|row| one(&map, row)).collect()
+}
+
+/// The sum of one row.
+///
+/// # Errors
+/// As the kernel says.
+pub fn one(map: &RawMap, row: u32) -> io::Result<u64> {
     let mut value = vec![0; map.value_len()];
-    (0..map.info().max_entries)
-        .map(|row| {
-            map.lookup(&row.to_ne_bytes(), &mut value)?;
-            Ok(sum(&value))
-        })
-        .collect()
+    map.lookup(&row.to_ne_bytes(), &mut value)?;
+    Ok(sum(&value))
 }
 
 /// Each CPU's value is eight bytes, host order.

@@ -10,7 +10,7 @@ mod attach;
 mod carry;
 mod cgroup;
 mod cleanup;
-mod counters;
+pub mod counters;
 mod error;
 mod load;
 mod manifest;

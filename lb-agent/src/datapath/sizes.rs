@@ -34,6 +34,8 @@ const SETTINGS: &[Setting] = &[
         // Embryonic flows have a quarter of the room.
         maps: &[(names::LB_CT4, 1), (names::LB_CT6, 1), (names::LB_EM4, 4), (names::LB_EM6, 4)],
     },
+    // After the one for both families, whose number it replaces.
+    Setting { name: MAX_FLOWS_IPV6, maps: &[(names::LB_CT6, 1), (names::LB_EM6, 4)] },
     Setting { name: MAX_UDP_PEERS, maps: &[(names::LB_SK_UDP, 1)] },
 ];
 
@@ -49,6 +51,8 @@ pub const MAX_SOURCE_RANGES: &str = "max-source-ranges";
 pub const MAX_AFFINITY: &str = "max-affinity";
 /// Established flow entries of a family.
 pub const MAX_FLOWS: &str = "max-flows";
+/// The same of IPv6 alone.
+pub const MAX_FLOWS_IPV6: &str = "max-flows-ipv6";
 /// Correspondents of unconnected UDP sockets.
 pub const MAX_UDP_PEERS: &str = "max-udp-peers";
 
@@ -130,6 +134,11 @@ mod tests {
         assert_eq!(sizes.of(names::LB_CT6), Some(100_000));
         assert_eq!(sizes.of(names::LB_EM4), Some(25_000));
         assert_eq!(sizes.of(names::LB_SVC4), None);
+        assert!(sizes.set(MAX_FLOWS_IPV6, 8192));
+        assert_eq!(
+            [names::LB_CT4, names::LB_CT6, names::LB_EM6].map(|map| sizes.of(map)),
+            [100_000, 8192, 2048].map(Some)
+        );
         assert_eq!(setting(names::LB_EM6), Some(MAX_FLOWS));
         assert_eq!(setting(names::LB_CONFIG), None);
     }

@@ -58,7 +58,7 @@ pub fn text(status: &Value) -> String {
     }
     lines.extend(array(status, "xdpRefused").filter_map(Value::as_str).map(|w| format!("warning    {w}")));
     lines.extend(array(status, "failures").filter_map(Value::as_str).map(|f| format!("FAILED     {f}")));
-    let warnings = array(status, "warnings").chain(array(status, "leftoverWarnings"));
+    let warnings = ["warnings", "leftoverWarnings", "alerts"].into_iter().flat_map(|key| array(status, key));
     lines.extend(warnings.filter_map(Value::as_str).map(|w| format!("warning    {w}")));
     for issue in array(status, "issues") {
         let part = |key: &str| issue.get(key).and_then(Value::as_str).unwrap_or_default();
@@ -74,7 +74,15 @@ pub fn text(status: &Value) -> String {
         let number = |key: &str| row.get(key).and_then(Value::as_u64);
         let table = row.get("table").and_then(Value::as_str).unwrap_or_default();
         let used = number("used").map_or_else(|| "not counted".to_owned(), |used| used.to_string());
-        lines.push(format!("  {table:<10} {used:>11} of {}", number("capacity").unwrap_or_default()));
+        let evicted = number("evicted").map_or_else(String::new, |n| format!(", {n} evicted while alive"));
+        lines
+            .push(format!("  {table:<10} {used:>11} of {}{evicted}", number("capacity").unwrap_or_default()));
+    }
+    if let Some(share) = status.get("portsUsed").and_then(Value::as_f64) {
+        let share = share * 100.0;
+        lines.push(format!(
+            "ports      {share:.0} % of the source ports towards the backend that has most are in use"
+        ));
     }
     lines.push("counters   since the tables were made (zero is left out)".to_owned());
     let counters = status.get("counters").and_then(Value::as_object).into_iter().flatten();
@@ -115,10 +123,12 @@ mod tests {
             leftover_warnings: vec!["kube-proxy's rules are in the kernel".to_owned()],
             issues: vec![Issue::new(Severity::Error, "Service a/b", "spec.ports", "is bad", "mend it")],
             usage: vec![
-                Usage { table: "LB_SVC4", used: Some(7), capacity: 64 },
-                Usage { table: "LB_CT4", used: None, capacity: 128 },
+                Usage { table: "LB_SVC4", used: Some(7), capacity: 64, evicted: 0 },
+                Usage { table: "LB_CT4", used: None, capacity: 128, evicted: 3 },
             ],
             notes: vec!["LB_CT4 keeps its size".to_owned()],
+            alerts: vec!["LB_CT4 is 83 % full".to_owned()],
+            ports_used: 0.12,
             map_memory: 3 << 20,
             counters: vec![("drop_no_snat_address", 3), ("new_flows", 0)],
             ..Status::default()
@@ -136,7 +146,9 @@ mod tests {
             "note       LB_CT4 keeps its size",
             "used of capacity; 3.0 MiB in the kernel",
             "LB_SVC4              7 of 64",
-            "LB_CT4     not counted of 128",
+            "LB_CT4     not counted of 128, 3 evicted while alive",
+            "warning    LB_CT4 is 83 % full",
+            "ports      12 % of the source ports towards the backend that has most are in use",
             "drop_no_snat_address             3  Dropped: the interface has no address to masquerade to.",
         ] {
             assert!(text.contains(part), "{part:?} in\n{text}");

@@ -69,6 +69,10 @@ pub struct Status {
     pub tables: Tables,
     /// How full the kernel's tables are.
     pub usage: Vec<Usage>,
+    /// What the operator should hear before a flow table or a pool of source ports is used up.
+    pub alerts: Vec<String>,
+    /// The largest share of a pool of source ports in use (masqueraded flows to one backend), 0 to 1.
+    pub ports_used: f64,
     /// Interfaces that carry programs.
     pub attached: usize,
     /// Their names.

@@ -57,6 +57,8 @@ pub(crate) enum Bench {
     Nodes,
     /// Pod to pod without any Service, with and without the agent
     Direct,
+    /// A million masqueraded flows in the kernel's tables: whether they fit, what they take, and how long a sweep is
+    Capacity,
     /// From an agent's start to the first served packet, and its memory, with 10 and with 10,000 Services
     Start,
 }
@@ -85,7 +87,7 @@ pub(crate) struct Arguments {
 
 /// More of `--help`.
 pub(crate) const HELP: &str = "\
-S1 xdp, S2 live, S3 pods, S4 bulk, S5 connect, S6 nodes; direct and start print lines of their own. It needs root, and a machine that does nothing else:
+S1 xdp, S2 live, S3 pods, S4 bulk, S5 connect, S6 nodes; direct, capacity and start print lines of their own. It needs root, and a machine that does nothing else:
 a case whose two baseline arms differ by more than 4 % says `void`. Figures are compared within one run only.
 
     cargo xtask bench --quick                  everything, short
@@ -99,6 +101,11 @@ a case whose two baseline arms differ by more than 4 % says `void`. Figures are 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let Arguments { what, agent, quick, json, docs } = arguments;
     packages::need(packages::LAB)?;
+    if *what == Some(Bench::Capacity) {
+        build::ebpf(false)?;
+        anyhow::ensure!(crate::test::cargo::capacity()?.failed == 0, "not all of it is there");
+        return Ok(());
+    }
     packages::need(packages::BENCH)?;
     let agent = build::agent_or(agent.clone())?;
     match what {
@@ -148,6 +155,6 @@ fn scene_of(what: Bench, agent: &Path, effort: &Effort) -> Result<Report> {
         Bench::Nodes => nodes::run(agent, effort),
         Bench::Pods => pods::run(agent, effort),
         Bench::Connect => connect::run(agent, effort),
-        Bench::Direct | Bench::Start => anyhow::bail!("no scenario"),
+        Bench::Direct | Bench::Start | Bench::Capacity => anyhow::bail!("no scenario"),
     }
 }

@@ -14,6 +14,7 @@
 //! with the thread that started them.
 
 mod bridge;
+pub(crate) mod crowd;
 pub(crate) mod janitor;
 pub(crate) mod manifests;
 pub(crate) mod netns;

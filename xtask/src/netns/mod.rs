@@ -7,6 +7,7 @@
 mod access;
 pub(crate) mod api;
 mod bridge;
+mod capacity;
 mod counters;
 mod detect;
 mod duties;
@@ -161,10 +162,14 @@ fn cases(kind: Kind) -> Vec<Case> {
         list.extend(interfaces::CASES);
         list.extend(traffic::CASES);
         list.extend(upgrade::CASES);
+        list.extend(capacity::CASES);
     }
     // over VXLAN no pod of another node is behind a device that XDP could send by
     if kind != Kind::Overlay {
         list.extend(xdp::CASES);
+    }
+    if kind == Kind::Friendly {
+        list.extend(xdp::FRIENDLY);
     }
     list.extend(counters::CASES);
     if kind == Kind::Friendly {

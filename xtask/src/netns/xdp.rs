@@ -18,6 +18,9 @@ pub(super) const CASES: &[Case] = &[
     ("xdp_leaves_an_interface_with_another_program_to_tc", refused),
 ];
 
+/// Where replies may come by another link than requests.
+pub(super) const FRIENDLY: &[Case] = &[("xdp_follows_routes_rules_and_links", follows_routes)];
+
 /// The node's addresses of both families with a port.
 fn on_node(context: &Context, port: u16) -> Vec<std::net::SocketAddr> {
     context.lab.nodes[0].addresses.iter().map(|ip| address(ip, port)).collect()
@@ -164,6 +167,129 @@ fn follows_neighbours(context: &mut Context) -> Result<()> {
         ensure!(begin.elapsed() < Duration::from_secs(20), "the flows did not come back to XDP");
     }
     talk(context, "at last")
+}
+
+/// A second link between the nodes, and what goes by it: a connection that began at XDP follows routes, rules and links.
+fn follows_routes(context: &mut Context) -> Result<()> {
+    with_xdp(context)?;
+    let node = context.lab.nodes[0].namespace.clone();
+    let (other, bpffs) = (context.lab.nodes[1].namespace.clone(), context.lab.nodes[1].bpffs.clone());
+    let tidy = |what: &str| ip(&node, &[format!("link {what} eth1")]);
+    ip(&node, &[format!("link add eth1 type veth peer name eth1 netns {other}")])?;
+    for (namespace, end) in [(&node, 1), (&other, 2)] {
+        ip(
+            namespace,
+            &[
+                format!("address add 10.99.0.{end}/24 dev eth1"),
+                format!("address add fd99::{end}/64 dev eth1 nodad"),
+                "link set eth1 up".into(),
+            ],
+        )?;
+        full_checksums(namespace, "eth1")?;
+    }
+    pass_everything(&other, "eth1", &bpffs)?;
+    let done = along_routes(context, &node, &other);
+    tidy("delete")?;
+    restart(&mut context.lab, &context.agent.clone(), "eth0")?;
+    done
+}
+
+/// Packets that came in by eth1 of a namespace.
+fn came_by_eth1(namespace: &str) -> Result<u64> {
+    let text = run_in(namespace, &["ip", "-j", "-s", "link", "show", "eth1"], "")?;
+    let links: serde_json::Value = serde_json::from_str(&text)?;
+    links[0]["stats64"]["rx"]["packets"].as_u64().with_context(|| text.clone())
+}
+
+fn along_routes(context: &mut Context, node: &str, other: &str) -> Result<()> {
+    let pods = context.lab.pod("p2a")?.addresses.clone();
+    let mut ids = Vec::new();
+    for to in on_node(context, node_port(REMOTE)) {
+        let id = format!("route {to}");
+        let opened = context.ask(Side::Client, &Ask::Open { id: id.clone(), to })?;
+        ensure!(opened.error.is_none(), "{opened:?}");
+        ids.push(id);
+    }
+    // Every connection says a line until packets come (`by_eth1`) or don't come by eth1, at most 4 s: a flow asks for
+    // its route once a second, and the machine may be slow.
+    let settle = |context: &mut Context, when: &str, by_eth1: bool| -> Result<()> {
+        let begin = Instant::now();
+        loop {
+            let before = came_by_eth1(other)?;
+            for id in &ids {
+                let answer = context.ask(Side::Client, &Ask::Say { id: id.clone(), text: when.into() })?;
+                ensure!(answer.error.is_none() && answer.text == when, "{when}, {id}: {answer:?}");
+            }
+            let came = came_by_eth1(other)? - before;
+            // both connections; neighbours are asked for, too
+            if if by_eth1 { came >= ids.len() as u64 } else { came == 0 } {
+                println!("        {when}: after {} ms", begin.elapsed().as_millis());
+                return Ok(());
+            }
+            ensure!(begin.elapsed() < Duration::from_secs(4), "{when}: {came} packets came by eth1");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let by = |context: &mut Context, sent: bool| -> Result<u64> {
+        counter(context, if sent { "xdp_sent" } else { "xdp_completed_at_tc" })
+    };
+    let way = |verb: &str| -> [String; 2] {
+        [
+            format!("route {verb} {}/32 via 10.99.0.2 dev eth1", pods[0]),
+            format!("route {verb} {}/128 via fd99::2 dev eth1", pods[1]),
+        ]
+    };
+    let rules = |verb: &str| -> Result<()> {
+        let tables = [
+            format!("route {verb} default via 10.99.0.2 dev eth1 table 99"),
+            format!("route {verb} default via fd99::2 dev eth1 table 99"),
+        ];
+        ip(node, &tables)?;
+        for (family, to) in ["-4", "-6"].into_iter().zip(&pods) {
+            run_in(node, &["ip", family, "rule", verb, "to", to, "lookup", "99", "pref", "99"], "")?;
+        }
+        Ok(())
+    };
+    settle(context, "as it was", false)?;
+    // a way without XDP: TC sends what came to XDP
+    let before = by(context, false)?;
+    ip(node, &way("add"))?;
+    settle(context, "a route by a link without XDP", true)?;
+    ensure!(by(context, false)? > before, "nothing was completed at TC");
+    ip(node, &way("delete"))?;
+    settle(context, "that route is gone", false)?;
+
+    let agent = context.agent.clone();
+    restart(&mut context.lab, &agent, "eth0,eth1")?;
+    let told = status(context)?;
+    ensure!(
+        told["xdp"] == serde_json::json!(["eth0", "eth1"]),
+        "XDP is on {}: {}",
+        told["xdp"],
+        told["xdpRefused"]
+    );
+    ip(node, &way("add"))?;
+    settle(context, "a route by another link", true)?;
+    // TC makes the new neighbour known, then XDP sends again
+    let begin = Instant::now();
+    loop {
+        let before = (by(context, true)?, by(context, false)?);
+        settle(context, "by XDP to the other link", true)?;
+        if by(context, true)? > before.0 && by(context, false)? == before.1 {
+            break;
+        }
+        ensure!(begin.elapsed() < Duration::from_secs(20), "the flows did not come back to XDP");
+    }
+    ip(node, &way("delete"))?;
+    settle(context, "back", false)?;
+    rules("add")?;
+    settle(context, "a rule", true)?;
+    rules("delete")?;
+    settle(context, "no rule", false)?;
+    ip(node, &way("add"))?;
+    settle(context, "the route again", true)?;
+    ip(node, &["link set eth1 down".into()])?;
+    settle(context, "that link is down", false)
 }
 
 /// Long transfers, short connections and datagrams, while XDP is taken off and put back three times.

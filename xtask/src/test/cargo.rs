@@ -54,6 +54,12 @@ pub(super) fn unit() -> Result<Tally> {
     counted(&mut cargo(&["test", "--quiet", "--workspace", "--no-fail-fast"]))
 }
 
+/// The large cases of `lb-agent/tests/capacity.rs`, which `unit` leaves out; with their figures.
+pub(crate) fn capacity() -> Result<Tally> {
+    let test = ["test", "-p", "lb-agent", "--test", "capacity", "--"];
+    counted(&mut cargo(&[&test[..], &["--ignored", "--nocapture", "--test-threads=1"]].concat()))
+}
+
 /// The programs with golden packets; needs root, one test at a time.
 pub(super) fn prog() -> Result<Tally> {
     let tests = paths::root().join("lb-agent/tests");

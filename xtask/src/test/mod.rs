@@ -1,7 +1,7 @@
 //! `cargo xtask test`: the levels from the bottom to the top, each with its counts.
 
 mod behaviour;
-mod cargo;
+pub(crate) mod cargo;
 pub(crate) mod conformance;
 
 use std::time::Instant;

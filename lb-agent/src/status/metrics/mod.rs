@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
+use lb_common::abi::names::{LB_CT4, LB_CT6};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
@@ -18,6 +19,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use super::{Status, StatusReader};
+use crate::kernel::Usage;
 use crate::model::Family;
 use crate::model::settings::Mode;
 
@@ -249,6 +251,31 @@ impl Collector for FromStatus {
             let labels = [("ip_family", family.name())];
             ConstCounter::new(status.failed_applies).encode(metric.encode_family(&labels)?)?;
         }
+        type Of = fn(&Usage) -> Option<u64>;
+        let tables: [(&str, &str, MetricType, Of); 3] = [
+            ("lb_table_entries", "Entries in use", MetricType::Gauge, |row| row.used),
+            ("lb_table_capacity", "Entries that fit", MetricType::Gauge, |row| Some(row.capacity)),
+            (
+                "lb_flow_entries_evicted",
+                "Entries of established flows that the kernel evicted, at least; 0 unless the table was full",
+                MetricType::Counter,
+                |row| [LB_CT4, LB_CT6].contains(&row.table).then_some(row.evicted),
+            ),
+        ];
+        for (name, help, kind, of) in tables {
+            let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
+            for row in &status.usage {
+                let Some(value) = of(row) else { continue };
+                let labels = [("table", row.table)];
+                match kind {
+                    MetricType::Counter => ConstCounter::new(value).encode(metric.encode_family(&labels)?)?,
+                    _ => ConstGauge::new(value as f64).encode(metric.encode_family(&labels)?)?,
+                }
+            }
+        }
+        let help = "Largest share of the source ports towards one backend that is in use, 0 to 1";
+        let metric = encoder.encode_descriptor("lb_snat_ports_used_ratio", help, None, MetricType::Gauge)?;
+        ConstGauge::new(status.ports_used).encode(metric)?;
         for (name, help, value) in counters(&status) {
             let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             ConstCounter::new(value).encode(metric)?;
