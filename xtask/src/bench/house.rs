@@ -9,6 +9,7 @@ use lb_common::bench::BenchPeer;
 
 use super::meter::unpin;
 use super::programs::Programs;
+use super::proxy;
 use super::rules::{self, Probed};
 use super::stand::Site;
 use super::start;
@@ -33,6 +34,8 @@ pub(crate) enum Way {
     Iptables(usize),
     /// nft rules for so many Services.
     Nft(usize),
+    /// The real kube-proxy with so many Services, its binary and mode.
+    KubeProxy(usize, PathBuf, &'static str),
     /// lb's agent with so many Services, and further arguments.
     Lb(usize, &'static [&'static str]),
     /// No Service: straight from one pod into the other.
@@ -109,6 +112,10 @@ impl House {
                 self.node.start_agent(&site.agent)?;
                 // the data path works on, and the agent's own work is not measured
                 self.node.stop_agent(libc::SIGTERM)?;
+            }
+            Way::KubeProxy(services, binary, mode) => {
+                write(folder, *services)?;
+                proxy::program(binary, &self.node, folder, mode, VIP)?;
             }
             Way::Ideal => {
                 let mut programs = Programs::load()?;

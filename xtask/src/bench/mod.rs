@@ -15,6 +15,7 @@ mod nodes;
 mod pair;
 mod pods;
 mod programs;
+mod proxy;
 mod report;
 mod rules;
 mod stand;

@@ -10,6 +10,7 @@ use super::has_flag;
 use super::house::{House, PODS, VIP, Way};
 use super::meter::Meter;
 use super::pair::{Load, Pair};
+use super::proxy;
 use super::stand::Site;
 use super::stats::{Case, Effort, Report, Target, measure};
 use crate::lab::janitor;
@@ -67,6 +68,15 @@ fn cases(site: &Site, effort: &Effort, report: &mut Report) -> Result<()> {
     if !effort.quick {
         ways.insert(4, ("iptables, 10000 Services".into(), Way::Iptables(10_000)));
     }
+    match proxy::binary() {
+        Some(binary) => {
+            let way = Way::KubeProxy(many, binary, "nftables");
+            ways.insert(ways.len() - 3, (format!("kube-proxy nftables, {many} Services"), way));
+        }
+        None => {
+            report.notes.push("skipped: no kube-proxy binary; the rule sets are our own, of its shape".into())
+        }
+    }
     if has_flag(&site.agent, "--fast")? {
         ways.insert(ways.len() - 1, (FAST.to_owned(), Way::Lb(many, &["--fast=force"])));
     } else {
@@ -115,22 +125,7 @@ fn cases(site: &Site, effort: &Effort, report: &mut Report) -> Result<()> {
     report
         .notes
         .push(format!("nft and lb hold {many} Services; every connection, request and answer was checked"));
-    report.notes.push(kube_proxy());
     Ok(())
-}
-
-/// What is known of the real one.
-fn kube_proxy() -> String {
-    let folders = std::env::var_os("KUBEBUILDER_ASSETS").into_iter().map(std::path::PathBuf::from);
-    match folders.map(|folder| folder.join("kube-proxy")).find(|file| file.is_file()) {
-        Some(_) => {
-            "the rule sets are our own, of kube-proxy's shape; the binary that is at hand was not measured"
-                .into()
-        }
-        None => {
-            "skipped: no kube-proxy in $KUBEBUILDER_ASSETS; the rule sets are our own, of its shape".into()
-        }
-    }
 }
 
 /// The client in the first pod or, `host`, in the node.

@@ -35,12 +35,9 @@ pub(crate) fn binaries() -> Result<Result<PathBuf, String>> {
         );
         return Ok(Ok(folder));
     }
-    let lab = env::var_os("LAB").map_or_else(|| PathBuf::from("/var/tmp/lb-cluster"), PathBuf::from);
     let own = cache();
-    for folder in [lab.join("bin"), own.clone()] {
-        if complete(&folder) {
-            return Ok(Ok(folder));
-        }
+    if let Some(folder) = folders().into_iter().find(|folder| complete(folder)) {
+        return Ok(Ok(folder));
     }
     let missing = format!("no {}: set KUBEBUILDER_ASSETS to a folder that has them", WANTED.join(", "));
     let Some(go) = build::go() else {
@@ -51,6 +48,12 @@ pub(crate) fn binaries() -> Result<Result<PathBuf, String>> {
         // no network, another Go: the machine's, not ours
         Err(error) => Ok(Err(format!("{missing}; Go could not build them: {error:#}"))),
     }
+}
+
+/// Where binaries of Kubernetes may have been built: the cluster lab, and our own cache.
+pub(crate) fn folders() -> [PathBuf; 2] {
+    let lab = env::var_os("LAB").map_or_else(|| PathBuf::from("/var/tmp/lb-cluster"), PathBuf::from);
+    [lab.join("bin"), cache()]
 }
 
 /// Our cache, outside of the tree so that it survives a fresh clone; one folder per version.
