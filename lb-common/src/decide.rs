@@ -195,7 +195,9 @@ pub fn decide<F: Family>(
         return Decision::refusal(Outcome::Drop, Counter::DropNoBackend);
     };
     let generation = env.generation(id);
-    let masquerade = masquerade(config, service, client, source, &backend);
+    // a loopback address is no pod's destination; and a hairpin is never left as it is
+    let stays = backend.flags & BE_LOCAL != 0 && !F::is_loopback(client);
+    let masquerade = client == backend.addr || masquerade(config.flags, service.flags, *source, stays);
     Decision { outcome: Outcome::Deliver, reason: Counter::NewFlow, backend, id, generation, masquerade }
 }
 
@@ -244,27 +246,20 @@ fn select<F: Family>(
     id
 }
 
-/// Whether the source is to be replaced (B80).
-#[inline(always)]
-fn masquerade<F: Family>(
-    config: &LbConfig,
-    service: &SvcValue,
-    client: F::Addr,
-    source: &Source,
-    backend: &Backend<F>,
-) -> bool {
-    if client == backend.addr {
-        return true; // hairpin
-    }
-    let all = service.flags & SVC_MASQ_ALL != 0;
-    let as_kube_proxy = if service.flags & SVC_EXTERNAL == 0 {
+/// Whether the source is to be replaced (B80). `stays`: the answer passes this node whatever the source, because of the
+/// backend. Not inlined and by numbers alone: the verifier would follow its ways through all that comes after it, and a
+/// BPF stack is small.
+#[inline(never)]
+fn masquerade(config: u32, service: u32, source: Source, stays: bool) -> bool {
+    let all = service & SVC_MASQ_ALL != 0;
+    let as_kube_proxy = if service & SVC_EXTERNAL == 0 {
         all || source.pod == Some(false)
-    } else if service.flags & SVC_LOCAL != 0 {
+    } else if service & SVC_LOCAL != 0 {
         source.host && source.pod != Some(true)
     } else {
         true
     };
     // the answer passes this node anyway: keep the client's address, unless asked not to
-    let comes_back = backend.flags & BE_LOCAL != 0 || source.pod_facing;
-    as_kube_proxy && (all || config.flags & CFG_MASQ_LOCAL != 0 || !comes_back)
+    let comes_back = stays || source.pod_facing;
+    as_kube_proxy && (all || config & CFG_MASQ_LOCAL != 0 || !comes_back)
 }

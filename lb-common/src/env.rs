@@ -87,6 +87,10 @@ pub trait Env<F: Family> {
     fn pair_seen(&self, a: F::Addr, b: F::Addr) -> bool;
     /// Some connection straight from the one to the other was moved to another source port; false is certain.
     fn pair_moved(&self, a: F::Addr, b: F::Addr) -> bool;
+    /// Some socket of the host has the one as its source, and was aimed at the other; false is certain.
+    fn pair_bound(&self, a: F::Addr, b: F::Addr) -> bool;
+    /// Remembers that.
+    fn mark_bound(&mut self, a: F::Addr, b: F::Addr);
     /// Remembers that a flow was made between the client and the backend of the flow in hand.
     fn mark_pair(&mut self, work: &mut Work<F>);
     /// Copies what is remembered of a fragmented datagram; false: nothing is. The tag is the caller's to compare.
@@ -164,6 +168,11 @@ pub trait Env<F: Family> {
     fn neighbour(&self, _bridge: u32, _src: F::Addr, _dst: F::Addr) -> Neighbour {
         Neighbour::default()
     }
+    /// What a socket hook remembers of the socket that sent this packet. The BPF side looks into the socket instead, in
+    /// the step itself.
+    fn sender(&self, _packet: &Packet<F>) -> Sender<F> {
+        Sender::default()
+    }
     /// [`track::give_way`], likewise.
     #[inline(always)]
     fn give_way(&mut self, work: &mut Work<F>)
@@ -213,6 +222,22 @@ pub trait SockEnv {
     fn set_correspondent(&mut self, key: &SkUdpKey, value: &SkUdpValue);
 }
 
+/// What a socket hook remembers of the socket that sent a packet, towards the packet's destination.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Sender<F: Family> {
+    /// The frontend that the socket was aimed at.
+    pub frontend: F::Addr,
+    /// Its port, network order.
+    pub port: [u8; 2],
+    /// The source port that its packets were given before, network order; 0 = none.
+    pub snat_port: [u8; 2],
+    /// `SK_*` bits; 0 = no hook translated the socket.
+    pub flags: u16,
+    /// Zero.
+    pub _pad: [u8; 2],
+}
+
 /// Where and how a packet was met.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Hook {
@@ -253,6 +278,8 @@ pub struct Work<F: Family> {
     pub frag_key: FragKey<F>,
     /// What they become.
     pub frag_value: FragValue<F>,
+    /// The socket that sent the packet in hand; looked up for [`crate::bound::bound`] only.
+    pub sender: Sender<F>,
     /// Where the destination of the packet in hand is; looked up for [`crate::switch::switch`] only.
     pub neighbour: Neighbour,
     /// The next hop of the packet in hand, at XDP.
@@ -282,6 +309,7 @@ impl<F: Family> Default for Work<F> {
             value2: CtValue::default(),
             frag_key: FragKey::default(),
             frag_value: FragValue::default(),
+            sender: Sender::default(),
             neighbour: Neighbour::default(),
             way: NextHop::default(),
             young: 0,

@@ -49,6 +49,8 @@ pub trait Family: Copy + Eq + Ord + Hash + Debug + Default + 'static {
     fn stand_in(netns: u64) -> Self::Addr;
     /// 32 even bits for a client and [`crate::maglev::ports`], the same on every node.
     fn flow_hash(client: Self::Addr, ports: u32) -> u32;
+    /// An address of the loopback interface.
+    fn is_loopback(addr: Self::Addr) -> bool;
     /// Slot in the role filter.
     fn role_slot(addr: Self::Addr) -> u32;
     /// One's-complement sum of the address as native-endian 16-bit words, at most 8 * 0xffff.
@@ -201,6 +203,10 @@ impl Family for V4 {
         hash4(client.addr, ports)
     }
     #[inline(always)]
+    fn is_loopback(addr: Ip4) -> bool {
+        addr.addr[0] == 127
+    }
+    #[inline(always)]
     fn role_slot(addr: Ip4) -> u32 {
         role_slot4(addr.addr)
     }
@@ -272,6 +278,10 @@ impl Family for V6 {
     #[inline(always)]
     fn flow_hash(client: Ip6, ports: u32) -> u32 {
         hash6(client.addr, ports)
+    }
+    #[inline(always)]
+    fn is_loopback(addr: Ip6) -> bool {
+        halves(addr.addr) == (0, u64::from_ne_bytes([0, 0, 0, 0, 0, 0, 0, 1]))
     }
     #[inline(always)]
     fn role_slot(addr: Ip6) -> u32 {

@@ -1,7 +1,7 @@
 //! The story of a socket of the host: translated once, at connect(), or per datagram; no flow entries.
 
 use crate::abi::{LbConfig, NODE_HOST_NODEPORT, NODE_NODEPORT, ROLE_FRONTEND, ROLE_NODEPORT};
-use crate::abi::{SVC_RANGES, SkUdpKey, SkUdpValue, SvcValue};
+use crate::abi::{SK_MASQ, SVC_RANGES, SkUdpKey, SkUdpValue, SvcValue};
 use crate::counter::Counter;
 use crate::decide::{Outcome, Source, Target, decide, target};
 use crate::env::{Env, SockEnv, ticks};
@@ -76,6 +76,7 @@ pub fn connect<F: Family>(
                 port: decision.backend.port,
                 backend: decision.id,
                 generation: decision.generation,
+                masquerade: decision.masquerade & (owner == Owner::Host),
             }
         }
     }
@@ -107,14 +108,15 @@ pub fn known<F: Family>(
     let tick = ticks(Env::<F>::now_ns(env));
     let forward = key::<F>(cookie, addr, port, FORWARD);
     let known = env.correspondent(&forward)?;
-    let SkUdpValue { addr, port, backend, generation, last_tick, .. } = known;
+    let SkUdpValue { addr, port, flags, backend, generation, last_tick } = known;
     if tick.wrapping_sub(last_tick) >= UDP_TICKS || Env::<F>::generation(env, backend) != generation {
         return None;
     }
     if last_tick != tick {
         remember(env, &forward, &SkUdpValue { last_tick: tick, ..known });
     }
-    Some(SockVerdict::Deliver { addr: F::narrow(addr), port, backend, generation })
+    let masquerade = flags & SK_MASQ != 0;
+    Some(SockVerdict::Deliver { addr: F::narrow(addr), port, backend, generation, masquerade })
 }
 
 /// Decides a datagram of an unconnected socket: as [`connect`], and remembers the choice, so that it is kept and the
@@ -130,13 +132,22 @@ pub fn sendmsg<F: Family>(
     port: [u8; 2],
 ) -> SockVerdict<F::Addr> {
     let verdict = connect(env, config, owner, client, addr, port, UDP);
-    if let SockVerdict::Deliver { addr: to, port: to_port, backend, generation } = verdict {
+    if let SockVerdict::Deliver { addr: to, port: to_port, backend, generation, masquerade } = verdict {
         let last_tick = ticks(Env::<F>::now_ns(env));
-        let value =
-            SkUdpValue { addr: F::wide(to), port: to_port, backend, generation, last_tick, _pad: [0; 2] };
+        let flags = masquerade as u16 * SK_MASQ;
+        let value = SkUdpValue { addr: F::wide(to), port: to_port, flags, backend, generation, last_tick };
         remember(env, &key::<F>(cookie, addr, port, FORWARD), &value);
     }
     verdict
+}
+
+/// To be called for a verdict that masquerades: has the packets from `source` to this backend looked at when they leave
+/// (see [`crate::bound`]). `None`: the socket takes the address that fits the backend, and needs no masquerade.
+#[inline(always)]
+pub fn masquerade<F: Family>(env: &mut impl Env<F>, source: Option<F::Addr>, backend: F::Addr) {
+    if let Some(source) = source {
+        env.mark_bound(source, backend);
+    }
 }
 
 /// Remembers what a frontend became, and what the backend stands for. Not inlined: a BPF stack is small.
@@ -167,8 +178,9 @@ pub fn recvmsg<F: Family>(
     Some((known.addr, known.port))
 }
 
+/// Key of what is remembered of a correspondent (`addr`, `port`) of a socket; `direction`: [`FORWARD`] or [`REPLY`].
 #[inline(always)]
-fn key<F: Family>(cookie: u64, addr: F::Addr, port: [u8; 2], direction: u8) -> SkUdpKey {
+pub fn key<F: Family>(cookie: u64, addr: F::Addr, port: [u8; 2], direction: u8) -> SkUdpKey {
     let family = if F::V6 { 6 } else { 4 };
     SkUdpKey { cookie, addr: F::wide(addr), port, family, direction, _pad: [0; 4] }
 }

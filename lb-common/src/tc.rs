@@ -5,6 +5,7 @@ use crate::abi::{
 };
 use crate::abi::{NODE_NODEPORT, POS_IN, POS_OUT};
 use crate::abi::{ROLE_BACKEND, ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT};
+use crate::bound::bound;
 use crate::counter::Counter;
 use crate::decide::{Decision, Outcome, Source, Target, decide, is_nodeport, target};
 use crate::env::{Env, Table, Work};
@@ -246,8 +247,8 @@ pub fn to_backend<F: LoadAddr>(
     if is_moving(config, &work.packet) {
         return drop(env, Counter::DropMigrating);
     }
-    if env.roles(work.packet.src) & ROLE_SNAT == 0 || !in_pool(config, work.packet.sport) {
-        return Step::Pass;
+    if work.hook.ingress_ifindex == 0 && env.pair_bound(work.packet.src, work.packet.dst) {
+        return Step::Bound;
     }
     guard_port(frame, env, config, work)
 }
@@ -313,7 +314,7 @@ fn is_moving<F: LoadAddr>(config: &LbConfig, packet: &Packet<F>) -> bool {
 
 /// Makes the SNAT pair of the flow in hand and rewrites its first packet.
 #[inline(always)]
-fn snat<F: LoadAddr>(
+pub(crate) fn snat<F: LoadAddr>(
     frame: &mut impl Frame,
     env: &mut impl Env<F>,
     config: &LbConfig,
@@ -329,12 +330,15 @@ fn snat<F: LoadAddr>(
 /// A packet of this host, or of another masquerade, with a source port of the pool: takes the port out of the pool
 /// towards this backend by a pass entry, or moves it to another port if a flow of ours has it.
 #[inline(always)]
-fn guard_port<F: LoadAddr>(
+pub(crate) fn guard_port<F: LoadAddr>(
     frame: &mut impl Frame,
     env: &mut impl Env<F>,
     config: &LbConfig,
     work: &mut Work<F>,
 ) -> Step {
+    if env.roles(work.packet.src) & ROLE_SNAT == 0 || !in_pool(config, work.packet.sport) {
+        return Step::Pass;
+    }
     work.key2 = reverse(&work.packet, POS_IN);
     if find(env, &work.key2, &mut work.value2).is_none() {
         pass_reply(env, work);
@@ -569,6 +573,10 @@ pub fn walk<F: LoadAddr>(
             Step::Fragment => fragment(frame, env, config, work),
             Step::Sctp => sctp(frame, env, config, work),
             Step::Straight => straight(frame, env, config, work),
+            Step::Bound => {
+                work.sender = env.sender(&work.packet);
+                bound(frame, env, config, work)
+            }
             Step::Switch => {
                 let bridge = master(env, work.hook.ifindex);
                 work.neighbour = env.neighbour(bridge, work.value.src, work.value.dst);

@@ -34,6 +34,8 @@ pub enum Step {
     Switch = 10,
     /// [`crate::tc::sctp`].
     Sctp = 11,
+    /// [`crate::bound::bound`].
+    Bound = 12,
     /// [`crate::icmp::translate`] at ingress.
     ErrorIn = 16,
     /// [`crate::icmp::translate`] at egress.
@@ -63,6 +65,7 @@ impl Step {
             9 => Step::Straight,
             10 => Step::Switch,
             11 => Step::Sctp,
+            12 => Step::Bound,
             16 => Step::ErrorIn,
             17 => Step::ErrorOut,
             18 => Step::Reroute,
@@ -137,6 +140,8 @@ pub enum SockVerdict<A> {
         backend: u32,
         /// Its generation.
         generation: u32,
+        /// What the socket sends there is to be masqueraded, if it comes from another address than the interface's.
+        masquerade: bool,
     },
     /// Fail with ECONNREFUSED.
     Refuse(Counter),

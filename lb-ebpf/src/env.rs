@@ -5,8 +5,8 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use lb_common::abi::{
     Addr4, Addr6, AffKey4, AffKey6, AffValue, CtKey, CtKey4, CtKey6, CtValue, CtValue4, CtValue6, FragKey,
-    FragValue, Iface, LbConfig, NextHop, PAIR_MOVED, RangeKey4, RangeKey6, SkUdpKey, SkUdpValue, SvcKey4,
-    SvcKey6, SvcValue,
+    FragValue, Iface, LbConfig, NextHop, PAIR_BOUND, PAIR_MOVED, PAIR_SEEN, RangeKey4, RangeKey6, SkUdpKey,
+    SkUdpValue, SvcKey4, SvcKey6, SvcValue,
 };
 use lb_common::counter::Counter;
 use lb_common::env::{Env, Insert, SockEnv, Table, Work};
@@ -211,6 +211,20 @@ macro_rules! env {
             }
 
             #[inline(always)]
+            fn pair_bound(&self, a: $addr, b: $addr) -> bool {
+                match pair(pair_slot($family::role_slot(a), $family::role_slot(b))) {
+                    // SAFETY: a byte of the filter, see `pair`.
+                    Some(byte) => unsafe { *byte & PAIR_BOUND != 0 },
+                    None => true,
+                }
+            }
+
+            #[inline(always)]
+            fn mark_bound(&mut self, a: $addr, b: $addr) {
+                mark($family::role_slot(a), $family::role_slot(b), PAIR_SEEN | PAIR_BOUND);
+            }
+
+            #[inline(always)]
             fn fragment(&self, key: &FragKey<$family>, into: &mut FragValue<$family>) -> bool {
                 // SAFETY: copied at once; the caller compares the tag, which an element of another key has not.
                 match unsafe { $frag.get(key) } {
@@ -334,7 +348,7 @@ macro_rules! env {
 pub fn mark(a: u32, b: u32, bits: u8) {
     if let Some(byte) = pair(pair_slot(a, b)) {
         // SAFETY: a byte of the filter, see `pair`. Another CPU may set a bit of the same byte in the nanosecond
-        // between: PAIR_SEEN is in all that is written, and PAIR_MOVED is lost at worst, with that one connection.
+        // between: PAIR_SEEN is in all that is written, and another bit is lost at worst, with that one connection.
         unsafe {
             if *byte & bits != bits {
                 *byte |= bits;

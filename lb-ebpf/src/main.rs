@@ -9,6 +9,7 @@ mod head;
 mod maps;
 mod neighbour;
 mod reroute;
+mod sender;
 mod sock;
 mod steps;
 mod tc;

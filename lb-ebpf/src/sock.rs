@@ -4,7 +4,7 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_ANY, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
-use lb_common::abi::{ROLE_FRONTEND, ROLE_NODEPORT, SkConnected, SkPeer};
+use lb_common::abi::{ROLE_FRONTEND, ROLE_NODEPORT, SK_MASQ, SkConnected, SkPeer};
 use lb_common::env::Env;
 use lb_common::family::{Family, Ip4, Ip6, V4, V6};
 use lb_common::packet::{TCP, UDP};
@@ -18,6 +18,10 @@ use crate::maps::{LB_NETNS, LB_SK_CONN, LB_SK_PEER};
 const PROCEED: i32 = 1;
 /// The hook fails it, with the error of `bpf_set_retval`.
 const FAIL: i32 = 0;
+/// The hook lets the system call go on; what the socket sends is to be masqueraded. See [`connected`] and [`sent`]: a
+/// step of its own, when the others have left the stack.
+const MASQUERADE: i32 = 2;
+const _: () = assert!(PROCEED + true as i32 == MASQUERADE);
 /// No hook returns this.
 const NONE: i32 = -1;
 const ECONNREFUSED: i32 = 111;
@@ -30,6 +34,9 @@ trait SockFamily: Family {
     fn set(sa: *mut bpf_sock_addr, addr: Self::Addr);
     /// The source address that the socket has; zero = none.
     fn source(sa: *mut bpf_sock_addr) -> Self::Addr;
+    /// The source address of a datagram, at a sendmsg hook of this family: the socket's, or one that the datagram was
+    /// given (`IP_PKTINFO`); zero = none.
+    fn datagram_source(sa: *mut bpf_sock_addr) -> Self::Addr;
 }
 
 impl SockFamily for V4 {
@@ -50,6 +57,11 @@ impl SockFamily for V4 {
             let sk = (*sa).__bindgen_anon_1.sk;
             if sk.is_null() { V4::ZERO } else { (*sk).src_ip4.to_ne_bytes().into() }
         }
+    }
+    #[inline(always)]
+    fn datagram_source(sa: *mut bpf_sock_addr) -> Ip4 {
+        // SAFETY: the program's context.
+        unsafe { (*sa).msg_src_ip4 }.to_ne_bytes().into()
     }
 }
 
@@ -94,6 +106,15 @@ impl SockFamily for V6 {
             words([at(0), at(1), at(2), at(3)])
         }
     }
+    #[inline(always)]
+    fn datagram_source(sa: *mut bpf_sock_addr) -> Ip6 {
+        // SAFETY: the program's context; volatile keeps the four loads apart.
+        unsafe {
+            let ip = (&raw const (*sa).msg_src_ip6).cast::<u32>();
+            let at = |n: usize| ip.add(n).read_volatile();
+            words([at(0), at(1), at(2), at(3)])
+        }
+    }
 }
 
 /// An IPv4-mapped address (RFC 4291 section 2.5.5.2), which is IPv4 on the wire.
@@ -123,9 +144,39 @@ fn connect_native(ctx: &SockAddrContext) -> i32 {
 }
 
 #[inline(never)]
+fn connected_mapped(ctx: &SockAddrContext) -> i32 {
+    let sa = ctx.sock_addr;
+    match mapped(sa) {
+        Some(backend) => connected::<V4>(ctx, MASQUERADE, V4::source(sa), backend),
+        None => PROCEED,
+    }
+}
+
+#[inline(never)]
+fn connected_native(ctx: &SockAddrContext) -> i32 {
+    let sa = ctx.sock_addr;
+    connected::<V6>(ctx, MASQUERADE, V6::source(sa), V6::get(sa))
+}
+
+#[inline(never)]
+fn sent_mapped(ctx: &SockAddrContext) -> i32 {
+    let sa = ctx.sock_addr;
+    match mapped(sa) {
+        Some(backend) => sent::<V4>(MASQUERADE, V4::source(sa), backend),
+        None => PROCEED,
+    }
+}
+
+#[inline(never)]
+fn sent_native(ctx: &SockAddrContext) -> i32 {
+    let sa = ctx.sock_addr;
+    sent::<V6>(MASQUERADE, V6::datagram_source(sa), V6::get(sa))
+}
+
+#[inline(never)]
 fn send_native6(ctx: &SockAddrContext) -> i32 {
     let sa = ctx.sock_addr;
-    send_to::<V6>(ctx, V6::get(sa), |a| V6::set(sa, a))
+    send_to::<V6>(ctx, V6::get(sa), V6::datagram_source(sa), |a| V6::set(sa, a))
 }
 
 /// `NONE` = there is no earlier choice.
@@ -140,7 +191,7 @@ fn send_mapped(ctx: &SockAddrContext, addr: Ip4) -> i32 {
     let sa = ctx.sock_addr;
     match send_known::<V4>(ctx, addr, |a| set_mapped(sa, a)) {
         Some(code) => code,
-        None => send_to::<V4>(ctx, addr, |a| set_mapped(sa, a)),
+        None => send_to::<V4>(ctx, addr, V4::source(sa), |a| set_mapped(sa, a)),
     }
 }
 
@@ -203,9 +254,9 @@ fn known<A: Eq + Copy>(addr: A, none: A) -> Option<A> {
 
 /// Remembers the frontend of a connected socket for getpeername() and recvmsg().
 #[inline(always)]
-fn remember<F: Family>(ctx: &SockAddrContext, addr: F::Addr, port: [u8; 2], proto: u8, backend: u32) {
+fn remember<F: Family>(ctx: &SockAddrContext, addr: F::Addr, port: [u8; 2], proto: u8) {
     let family = if F::V6 { 6 } else { 4 };
-    let mut peer = SkPeer { addr: F::wide(addr), port, family, proto, backend };
+    let mut peer = SkPeer { addr: F::wide(addr), port, family, proto, snat_port: [0; 2], flags: 0 };
     // SAFETY: the helper takes the context's socket; the storage belongs to it.
     unsafe {
         let stored = LB_SK_PEER.get_or_insert_ptr_mut(ctx, Some(&mut peer));
@@ -213,6 +264,38 @@ fn remember<F: Family>(ctx: &SockAddrContext, addr: F::Addr, port: [u8; 2], prot
             *stored = peer;
         }
     }
+}
+
+/// After connect() from `source` was aimed at a backend: carries out [`MASQUERADE`]. Gives what the hook returns.
+#[inline(always)]
+fn connected<F: Family>(ctx: &SockAddrContext, code: i32, source: F::Addr, backend: F::Addr) -> i32
+where
+    BpfEnv: Env<F>,
+{
+    if code == MASQUERADE {
+        // SAFETY: the storage belongs to the context's socket.
+        unsafe {
+            let stored = LB_SK_PEER.get_ptr_mut(ctx);
+            if !stored.is_null() {
+                (*stored).flags = SK_MASQ;
+            }
+        }
+        return sent::<F>(code, source, backend);
+    }
+    code
+}
+
+/// After a datagram from `source` was aimed at a backend: carries out [`MASQUERADE`]. Gives what the hook returns.
+#[inline(always)]
+fn sent<F: Family>(code: i32, source: F::Addr, backend: F::Addr) -> i32
+where
+    BpfEnv: Env<F>,
+{
+    if code == MASQUERADE {
+        sock::masquerade::<F>(&mut BpfEnv, known(source, F::ZERO), backend);
+        return PROCEED;
+    }
+    code
 }
 
 /// Forgets it: the socket is connected to something else now.
@@ -251,8 +334,8 @@ where
             PROCEED
         }
         SockVerdict::Refuse(_) => refuse(),
-        SockVerdict::Deliver { addr: backend, port, backend: id, generation } => {
-            remember::<F>(ctx, addr, to, proto, id);
+        SockVerdict::Deliver { addr: backend, port, backend: id, generation, masquerade } => {
+            remember::<F>(ctx, addr, to, proto);
             if proto == UDP {
                 // a failure: the socket is not told when its endpoint goes
                 let connected = SkConnected { backend: id, generation };
@@ -260,20 +343,20 @@ where
             }
             set(backend);
             set_port(sa, port);
-            PROCEED
+            PROCEED + masquerade as i32
         }
     }
 }
 
-/// sendmsg() with a destination that this socket has not sent to lately.
+/// sendmsg() from `source` with a destination that this socket has not sent to lately.
 #[inline(always)]
-fn send_to<F: SockFamily>(ctx: &SockAddrContext, addr: F::Addr, set: impl Fn(F::Addr)) -> i32
+fn send_to<F: SockFamily>(ctx: &SockAddrContext, addr: F::Addr, source: F::Addr, set: impl Fn(F::Addr)) -> i32
 where
     BpfEnv: Env<F>,
 {
     let sa = ctx.sock_addr;
     let (Some(config), Some(UDP)) = (config(), proto(sa)) else { return PROCEED };
-    let source = known(F::source(sa), F::ZERO);
+    let source = known(source, F::ZERO);
     carry_out(sa, sendmsg::<F>(&mut BpfEnv, config, owner(ctx), cookie(ctx), source, addr, port(sa)), set)
 }
 
@@ -296,10 +379,10 @@ fn carry_out<A>(sa: *mut bpf_sock_addr, verdict: SockVerdict<A>, set: impl Fn(A)
     match verdict {
         SockVerdict::Leave => PROCEED,
         SockVerdict::Refuse(_) => refuse(),
-        SockVerdict::Deliver { addr, port, .. } => {
+        SockVerdict::Deliver { addr, port, masquerade, .. } => {
             set(addr);
             set_port(sa, port);
-            PROCEED
+            PROCEED + masquerade as i32
         }
     }
 }
@@ -358,7 +441,8 @@ fn peer_of<F: SockFamily>(ctx: &SockAddrContext, set: impl Fn(F::Addr)) {
 pub fn connect4(ctx: &SockAddrContext) -> i32 {
     let sa = ctx.sock_addr;
     if is_ours(ctx) {
-        connect_to::<V4>(ctx, V4::get(sa), V4::source(sa), |a| V4::set(sa, a))
+        let code = connect_to::<V4>(ctx, V4::get(sa), V4::source(sa), |a| V4::set(sa, a));
+        connected::<V4>(ctx, code, V4::source(sa), V4::get(sa))
     } else {
         PROCEED
     }
@@ -371,8 +455,14 @@ pub fn connect6(ctx: &SockAddrContext) -> i32 {
         return PROCEED;
     }
     match mapped(sa) {
-        Some(addr) => connect_mapped(ctx, addr),
-        None => connect_native(ctx),
+        Some(addr) => match connect_mapped(ctx, addr) {
+            MASQUERADE => connected_mapped(ctx),
+            code => code,
+        },
+        None => match connect_native(ctx) {
+            MASQUERADE => connected_native(ctx),
+            code => code,
+        },
     }
 }
 
@@ -382,10 +472,11 @@ pub fn sendmsg4(ctx: &SockAddrContext) -> i32 {
     if !is_ours(ctx) {
         return PROCEED;
     }
-    match send_known::<V4>(ctx, V4::get(sa), |a| V4::set(sa, a)) {
+    let code = match send_known::<V4>(ctx, V4::get(sa), |a| V4::set(sa, a)) {
         Some(code) => code,
-        None => send_to::<V4>(ctx, V4::get(sa), |a| V4::set(sa, a)),
-    }
+        None => send_to::<V4>(ctx, V4::get(sa), V4::datagram_source(sa), |a| V4::set(sa, a)),
+    };
+    sent::<V4>(code, V4::datagram_source(sa), V4::get(sa))
 }
 
 #[inline(always)]
@@ -395,12 +486,16 @@ pub fn sendmsg6(ctx: &SockAddrContext) -> i32 {
         return PROCEED;
     }
     if let Some(addr) = mapped(sa) {
-        return send_mapped(ctx, addr);
+        return match send_mapped(ctx, addr) {
+            MASQUERADE => sent_mapped(ctx),
+            code => code,
+        };
     }
-    match send_known6(ctx) {
+    let code = match send_known6(ctx) {
         NONE => send_native6(ctx),
         code => code,
-    }
+    };
+    if code == MASQUERADE { sent_native(ctx) } else { code }
 }
 
 #[inline(always)]

@@ -7,13 +7,14 @@ use lb_common::env::{Scratch, Table, Work};
 use lb_common::family::{Family, V4, V6};
 use lb_common::flow::Role;
 use lb_common::verdict::Verdict;
-use lb_common::{crc32c, fragment, icmp, straight, switch, tc, track};
+use lb_common::{bound, crc32c, fragment, icmp, straight, switch, tc, track};
 
 use crate::env::{BpfEnv, config, mark};
 use crate::frame::SkbFrame;
 use crate::maps::LB_SCRATCH;
 use crate::neighbour::neighbour;
 use crate::reroute::{out, reroute};
+use crate::sender::sender;
 use crate::tc::NEXT;
 
 /// This CPU's work space. `None` never happens: the array has one element.
@@ -71,7 +72,7 @@ macro_rules! steps {
         $family:ident: $refresh:ident $bring:ident $forget:ident $claim:ident $claim_snat:ident $attempt:ident $mark_pair:ident
         $give_way:ident $meet_fragment:ident $remember_fragment:ident
         $new_flow:ident $last_word:ident $to_backend:ident $guard_reply:ident $answer:ident $reset:ident
-        $fragment:ident $straight:ident $switch:ident $sctp:ident
+        $fragment:ident $straight:ident $switch:ident $sctp:ident $bound:ident
         $icmp:ident $reroute:ident $claim_xdp:ident $complete:ident $out:ident
     ) => {
         #[unsafe(no_mangle)]
@@ -199,6 +200,21 @@ macro_rules! steps {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
+        pub extern "C" fn $bound(skb: *mut __sk_buff) -> u32 {
+            let (Some(config), Some(scratch)) = (config(), scratch()) else { return 0 };
+            let mut frame = SkbFrame::new::<$family>(skb, config);
+            let work = $family::mine(scratch);
+            let peer = sender::<$family>(skb, work);
+            let step = bound::bound(&mut frame, &mut BpfEnv, config, work);
+            if !peer.is_null() {
+                // SAFETY: the storage of the packet's socket, which the packet holds.
+                unsafe { (*peer).snat_port = work.sender.snat_port };
+            }
+            step as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
         pub extern "C" fn $new_flow(skb: *mut __sk_buff) -> u32 {
             let (Some(config), Some(scratch)) = (config(), scratch()) else { return 0 };
             let mut frame = SkbFrame::new::<$family>(skb, config);
@@ -285,10 +301,10 @@ macro_rules! steps {
 steps!(V4: lb_refresh4 lb_bring4 lb_forget4 lb_claim4 lb_claim_snat4 lb_attempt4 lb_mark_pair4
     lb_give_way4 lb_meet_fragment4 lb_remember_frag4
     lb_new_flow4 lb_last_word4 lb_to_backend4 lb_guard_reply4 lb_answer4 lb_reset4
-    lb_fragment4 lb_straight4 lb_switch4 lb_sctp4
+    lb_fragment4 lb_straight4 lb_switch4 lb_sctp4 lb_bound4
     lb_icmp4 lb_reroute4 lb_claim_xdp4 lb_complete4 lb_out4);
 steps!(V6: lb_refresh6 lb_bring6 lb_forget6 lb_claim6 lb_claim_snat6 lb_attempt6 lb_mark_pair6
     lb_give_way6 lb_meet_fragment6 lb_remember_frag6
     lb_new_flow6 lb_last_word6 lb_to_backend6 lb_guard_reply6 lb_answer6 lb_reset6
-    lb_fragment6 lb_straight6 lb_switch6 lb_sctp6
+    lb_fragment6 lb_straight6 lb_switch6 lb_sctp6 lb_bound6
     lb_icmp6 lb_reroute6 lb_claim_xdp6 lb_complete6 lb_out6);

@@ -135,11 +135,11 @@ carry! {
          Switch lb_switch6(skb), ErrorIn lb_icmp6(skb POS_IN), Complete lb_complete6(skb)]
         [Answer lb_answer6]
     carry_out4 IN Reroute lb_reroute4
-        [ToBackend lb_to_backend4(skb), LastWord lb_last_word4(), GuardReply lb_guard_reply4(), Fragment lb_fragment4(skb),
+        [ToBackend lb_to_backend4(skb), Bound lb_bound4(skb), LastWord lb_last_word4(), GuardReply lb_guard_reply4(), Fragment lb_fragment4(skb),
          Sctp lb_sctp4(skb), ErrorOut lb_icmp4(skb POS_OUT)]
         [Answer lb_answer4, Reset lb_reset4]
     carry_out6 IN Reroute lb_reroute6
-        [ToBackend lb_to_backend6(skb), LastWord lb_last_word6(), GuardReply lb_guard_reply6(), Fragment lb_fragment6(skb),
+        [ToBackend lb_to_backend6(skb), Bound lb_bound6(skb), LastWord lb_last_word6(), GuardReply lb_guard_reply6(), Fragment lb_fragment6(skb),
          Sctp lb_sctp6(skb), ErrorOut lb_icmp6(skb POS_OUT)]
         [Answer lb_answer6, Reset lb_reset6]
 }

@@ -110,3 +110,5 @@ pub struct PairFilter {
 pub const PAIR_SEEN: u8 = 1 << 0;
 /// A connection straight from the one to the other was moved to another source port.
 pub const PAIR_MOVED: u8 = 1 << 1;
+/// A socket of the host has the one as its source and was aimed at the other by a socket hook, to be masqueraded.
+pub const PAIR_BOUND: u8 = 1 << 2;

@@ -112,6 +112,6 @@ pub const CT_MOVED: u16 = 1 << 7;
 /// Client and backend are on ports of one bridge, and replies are switched: requests are given the backend's MAC address,
 /// so that they are switched, too.
 pub const CT_SWITCHED: u16 = 1 << 8;
-/// The node's own flow, or another masquerade's, whose source port a flow of ours has: it was given another one. It has
-/// a SNAT pair and no other.
+/// The node's own flow, or another masquerade's, that was given another source: a flow of ours has its port, or a socket
+/// hook translated its socket, which is bound to an address that would not come back. It has a SNAT pair and no other.
 pub const CT_GUARD: u16 = 1 << 12;

@@ -14,10 +14,17 @@ pub struct SkPeer {
     pub family: u8,
     /// IP protocol number.
     pub proto: u8,
-    /// Chosen backend id.
-    pub backend: u32,
+    /// Source port that its packets were given, network order; 0 = none yet. Kept here, too, so that a flow whose
+    /// entries were lost goes on. Meaningful with [`SK_MASQ`].
+    pub snat_port: [u8; 2],
+    /// `SK_*` bits. Earlier agents kept a backend id in these last four bytes, which never has such a bit.
+    pub flags: u16,
 }
 const _: () = assert!(size_of::<SkPeer>() == 24);
+
+/// What the socket sends there is to be masqueraded, if its source is another than the interface's (B80, B81).
+pub const SK_MASQ: u16 = 1 << 15;
+const _: () = assert!(super::capacity::BACKENDS <= (SK_MASQ as usize) << 16);
 
 /// Value of `LB_SK_CONN` (key: socket cookie): the backend that a connected UDP socket was aimed at. The agent looks for
 /// sockets whose backend is gone; it deletes the entries of sockets that are closed.
@@ -58,8 +65,8 @@ pub struct SkUdpValue {
     pub addr: Ip6,
     /// Its port, network order.
     pub port: [u8; 2],
-    /// Zero.
-    pub _pad: [u8; 2],
+    /// `SK_*` bits.
+    pub flags: u16,
     /// Backend id.
     pub backend: u32,
     /// Generation of the backend id when it was chosen.

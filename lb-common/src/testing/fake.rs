@@ -6,16 +6,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::vec::Vec;
 
-use crate::abi::PAIR_MOVED;
 use crate::abi::{
     AffValue, CtKey, CtValue, FragKey, FragValue, Iface, NextHop, SkUdpKey, SkUdpValue, SvcValue,
 };
+use crate::abi::{PAIR_BOUND, PAIR_MOVED, PAIR_SEEN};
 use crate::counter::Counter;
-use crate::env::{Env, Insert, Scratch, SockEnv, Table, Work};
+use crate::env::{Env, Insert, Scratch, Sender, SockEnv, Table, Work};
 use crate::family::{Backend, Family, Ip4, Ip6, V4, V6};
 use crate::flow::tag;
 use crate::hash::pair_slot;
-use crate::packet::LoadAddr;
+use crate::packet::{LoadAddr, Packet};
 use crate::plain::Layout;
 use crate::switch::Neighbour;
 
@@ -88,6 +88,8 @@ pub struct Tables<F: Family> {
     pub neighbours: BTreeMap<(u32, F::Addr), Neighbour>,
     /// Row of the next hop towards a destination.
     pub routes: BTreeMap<F::Addr, u32>,
+    /// Sockets of the host by (address, port) that they are bound to.
+    pub senders: BTreeMap<(F::Addr, [u8; 2]), Sender<F>>,
 }
 
 impl<F: Family> Default for Tables<F> {
@@ -106,6 +108,7 @@ impl<F: Family> Default for Tables<F> {
             fragments: BTreeMap::new(),
             neighbours: BTreeMap::new(),
             routes: BTreeMap::new(),
+            senders: BTreeMap::new(),
         }
     }
 }
@@ -264,6 +267,16 @@ impl<F: Side> Env<F> for FakeEnv {
     fn pair_moved(&self, a: F::Addr, b: F::Addr) -> bool {
         let byte = self.pairs.get(&pair_slot(F::role_slot(a), F::role_slot(b)));
         byte.is_some_and(|byte| byte & PAIR_MOVED != 0)
+    }
+    fn pair_bound(&self, a: F::Addr, b: F::Addr) -> bool {
+        let byte = self.pairs.get(&pair_slot(F::role_slot(a), F::role_slot(b)));
+        byte.is_some_and(|byte| byte & PAIR_BOUND != 0)
+    }
+    fn mark_bound(&mut self, a: F::Addr, b: F::Addr) {
+        *self.pairs.entry(pair_slot(F::role_slot(a), F::role_slot(b))).or_default() |= PAIR_SEEN | PAIR_BOUND;
+    }
+    fn sender(&self, packet: &Packet<F>) -> Sender<F> {
+        F::side(self).senders.get(&(packet.src, packet.sport)).copied().unwrap_or_default()
     }
     fn mark_pair(&mut self, work: &mut Work<F>) {
         let flow = &work.flow;

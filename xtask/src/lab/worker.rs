@@ -23,12 +23,16 @@ use super::{janitor, netns};
 pub(crate) enum Ask {
     /// One HTTP request on a connection of its own.
     Http { to: SocketAddr, path: String, mapped: bool },
+    /// The same from a socket that is bound to an address.
+    HttpFrom { to: SocketAddr, from: IpAddr },
     /// One datagram and its answer; `connected` by connect() and send(), else by sendto() and recvfrom().
     Udp { to: SocketAddr, connected: bool, mapped: bool },
     /// The same from a socket that is bound to an address.
     UdpFrom { to: SocketAddr, from: IpAddr, connected: bool },
     /// Opens a connection that stays, under a name.
     Open { id: String, to: SocketAddr },
+    /// The same from a socket that is bound to an address.
+    OpenFrom { id: String, to: SocketAddr, from: IpAddr },
     /// Closes such a connection.
     Close { id: String },
     /// One line over such a connection and its echo.
@@ -168,19 +172,20 @@ struct Sockets {
 }
 
 impl Sockets {
+    /// Has the server echo on a connection, and keeps it under a name.
+    fn keep(&mut self, id: &str, stream: TcpStream, answer: &mut Answer) -> std::io::Result<()> {
+        (&stream).write_all(b"ECHO\n")?;
+        answer.text = line(&stream)?;
+        answer.peer = stream.peer_addr().ok().map(plain);
+        self.streams.insert(id.into(), stream);
+        Ok(())
+    }
+
     fn act(&mut self, ask: &Ask, answer: &mut Answer) -> std::io::Result<()> {
         let missing = || std::io::Error::other("no socket of that name");
         match ask {
-            Ask::Http { to, path, mapped } => {
-                let mut stream = connect(*to, *mapped)?;
-                answer.peer = stream.peer_addr().ok().map(plain);
-                write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
-                let mut text = String::new();
-                stream.read_to_string(&mut text)?;
-                let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-                answer.status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
-                answer.text = body.trim_end().into();
-            }
+            Ask::Http { to, path, mapped } => get(connect(*to, *mapped)?, path, answer)?,
+            Ask::HttpFrom { to, from } => get(connect_from(*to, *from)?, "/", answer)?,
             Ask::Udp { to, connected, mapped } => {
                 let socket = datagram(*to, *mapped)?;
                 exchange(&socket, if *mapped { map(*to) } else { *to }, *connected, answer)?;
@@ -190,13 +195,8 @@ impl Sockets {
                 socket.set_read_timeout(Some(PATIENCE))?;
                 exchange(&socket, *to, *connected, answer)?;
             }
-            Ask::Open { id, to } => {
-                let stream = connect(*to, false)?;
-                (&stream).write_all(b"ECHO\n")?;
-                answer.text = line(&stream)?;
-                answer.peer = stream.peer_addr().ok().map(plain);
-                self.streams.insert(id.clone(), stream);
-            }
+            Ask::Open { id, to } => self.keep(id, connect(*to, false)?, answer)?,
+            Ask::OpenFrom { id, to, from } => self.keep(id, connect_from(*to, *from)?, answer)?,
             Ask::Say { id, text } => {
                 let stream = self.streams.get(id).ok_or_else(missing)?;
                 let mut writer = stream;
@@ -256,6 +256,18 @@ impl Sockets {
     }
 }
 
+/// One HTTP request.
+fn get(mut stream: TcpStream, path: &str, answer: &mut Answer) -> std::io::Result<()> {
+    answer.peer = stream.peer_addr().ok().map(plain);
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    answer.status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+    answer.text = body.trim_end().into();
+    Ok(())
+}
+
 /// Two connections from one local port, which is free at first, and a line over each by turns.
 fn both(to: [SocketAddr; 2]) -> std::io::Result<Vec<String>> {
     let any: SocketAddr =
@@ -286,6 +298,17 @@ fn both(to: [SocketAddr; 2]) -> std::io::Result<Vec<String>> {
 
 fn connect(to: SocketAddr, mapped: bool) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&if mapped { map(to) } else { to }, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// A connection of a socket that is bound to `from`.
+fn connect_from(to: SocketAddr, from: IpAddr) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    socket.bind(&SocketAddr::new(from, 0).into())?;
+    socket.connect_timeout(&to.into(), PATIENCE)?;
+    let stream: TcpStream = socket.into();
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     Ok(stream)

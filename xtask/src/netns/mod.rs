@@ -142,7 +142,6 @@ fn cases(kind: Kind) -> Vec<Case> {
     list.extend(tuples::CASES);
     list.extend(fragments::CASES);
     if kind != Kind::Overlay {
-        list.extend(sockets::DIRECT);
         list.extend(bridge::CASES);
         list.extend(unserved::CASES);
     }

@@ -11,14 +11,12 @@ use crate::lab::manifests::{Endpoint, slice};
 use crate::lab::netns::ip;
 use crate::lab::worker::{Answer, Ask};
 
-/// Cases of the clusters without an overlay: over that one, a socket that is bound to the uplink's address does not
-/// reach pods of other nodes, with or without a Service.
-pub(super) const DIRECT: &[Case] =
-    &[("b63_a_host_is_one_client_whatever_the_frontend_and_the_socket", one_client)];
-
 /// Cases of every cluster.
-pub(super) const CASES: &[Case] =
-    &[("b40_node_ports_on_loopback_from_the_host", loopback), ("b105_b107_endpoints_drain_and_go", drain)];
+pub(super) const CASES: &[Case] = &[
+    ("b40_node_ports_on_loopback_from_the_host", loopback),
+    ("b105_b107_endpoints_drain_and_go", drain),
+    ("b63_a_host_is_one_client_whatever_the_frontend_and_the_socket", one_client),
+];
 
 /// Cases of the friendly cluster alone: they stop agents or change the node.
 pub(super) const FRIENDLY: &[Case] = &[
