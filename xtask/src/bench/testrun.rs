@@ -82,6 +82,26 @@ pub(crate) fn test_run(program: &OwnedFd, frame: &[u8], ifindex: u32, repeat: u3
     Ok(Ran { code: attributes.code, frame: out, ns: f64::from(attributes.duration) })
 }
 
+/// Runs a TC program so often on one packet.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn test_run_tc(program: &OwnedFd, frame: &[u8], repeat: u32) -> Result<Ran> {
+    let mut out = vec![0_u8; 2048];
+    let mut attributes = TestRun {
+        program: program.as_raw_fd() as u32,
+        size_in: frame.len() as u32,
+        size_out: out.len() as u32,
+        data_in: frame.as_ptr() as u64,
+        data_out: out.as_mut_ptr() as u64,
+        repeat,
+        ..TestRun::default()
+    };
+    attributes.call()?;
+    out.truncate(attributes.size_out as usize);
+    Ok(Ran { code: attributes.code, frame: out, ns: f64::from(attributes.duration) })
+}
+
 /// Runs an XDP program on so many frames as if they had come in by the interface; what it says is done with them.
 /// A frame holds what its page's last use left, so the program has to write all of it.
 ///

@@ -47,17 +47,32 @@ fn bpf<T>(command: libc::c_long, attributes: &mut T) -> Result<i64> {
 /// # Errors
 /// When the kernel refuses.
 pub(crate) fn pass_program() -> Result<OwnedFd> {
-    // r0 = XDP_PASS; exit
-    let instructions: [u64; 2] = [0x0000_0002_0000_00b7, 0x95];
+    // XDP_PASS, BPF_F_XDP_HAS_FRAGS
+    constant(BPF_PROG_TYPE_XDP, 2, 1 << 5)
+}
+
+/// A TC program that passes everything on to the next one.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn pass_classifier() -> Result<OwnedFd> {
+    // BPF_PROG_TYPE_SCHED_CLS, TCX_NEXT
+    constant(3, -1, 0)
+}
+
+/// A program that only returns a number.
+fn constant(kind: u32, code: i32, flags: u32) -> Result<OwnedFd> {
+    // r0 = code; exit
+    let instructions: [u64; 2] = [0xb7 | (code as u32 as u64) << 32, 0x95];
     let mut load = Load {
-        kind: BPF_PROG_TYPE_XDP,
+        kind,
         count: 2,
         instructions: instructions.as_ptr() as u64,
         licence: c"GPL".as_ptr() as u64,
         log: [0; 2],
         log_buffer: 0,
         kernel: 0,
-        flags: 1 << 5,
+        flags,
     };
     let fd = bpf(BPF_PROG_LOAD, &mut load)?;
     // SAFETY: the kernel has just returned this descriptor and nobody else knows it.

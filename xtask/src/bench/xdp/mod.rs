@@ -9,6 +9,7 @@
 //! measures them; a program that only passes runs in the same shuffled slices, twice (A/A), and the ideal program goes
 //! round in a ring of its own.
 
+mod classifiers;
 mod ideal;
 mod loaded;
 mod ring;
@@ -83,7 +84,15 @@ fn bench(effort: &Effort) -> Result<Run> {
     // test_run tells the kernel's dispatcher of a program that it does not know, for each call: 10 ms
     let _known = attach(&empty, self::ifindex("up2")?)?;
     let calls = if effort.quick { 40 } else { 200 };
-    let mut run = Run { effort: *effort, calls, ifindex, empty, idle: Default::default(), rows: Vec::new() };
+    let mut run = Run {
+        effort: *effort,
+        calls,
+        ifindex,
+        empty,
+        idle: Default::default(),
+        rows: Vec::new(),
+        classifiers: None,
+    };
     let sizes = if effort.quick { QUICK_SIZES } else { SIZES };
     let small: Vec<Ring> =
         sizes.iter().filter(|flows| **flows <= SMALL).flat_map(|flows| run.rings(*flows)).collect();
@@ -92,6 +101,7 @@ fn bench(effort: &Effort) -> Result<Run> {
         run.ring(ring, &mut kernel)?;
     }
     run.others(&mut kernel)?;
+    run.classifiers = Some(classifiers::not_ours(effort, &mut kernel)?);
     drop(kernel);
     for flows in sizes.iter().filter(|flows| **flows > SMALL) {
         // once each way: it is the table that costs, not the family
@@ -125,6 +135,8 @@ struct Run {
     /// Costs of the empty program, two arms.
     idle: [Vec<f64>; 2],
     rows: Vec<Measured>,
+    /// The TC programs, which have an empty one of their own.
+    classifiers: Option<Case>,
 }
 
 impl Run {
@@ -259,6 +271,19 @@ impl Run {
             costs.push(own);
         }
         report.cases.push(Case::new("All cases", &arms, &costs, None));
+        if let Some(case) = self.classifiers {
+            let idle = case.rows.iter().take(2).map(|row| row.min).fold(f64::INFINITY, f64::min);
+            for row in case.rows.iter().skip(2) {
+                let what = format!("{}: ns above the empty program", row.name);
+                report.targets.push(Target::at_most(what, row.min - idle, 15.0));
+            }
+            report.cases.push(case);
+        }
+        if std::fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|text| text.trim() != "0")
+        {
+            let note = "kernel.bpf_stats_enabled is on: two readings of the clock are in every figure";
+            report.notes.push(note.into());
+        }
         report.notes.push("gate passed: the last packet of every call was the one that the ring says".into());
         report
     }
