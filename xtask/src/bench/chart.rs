@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use super::stats::{Report, Row};
 
-const WIDTH: usize = 820;
-const LABELS: usize = 250;
+const WIDTH: usize = 860;
+const LABELS: usize = 285;
 const BARS: usize = 370;
 const LINE: usize = 22;
 /// Longest bar, in multiples of the baseline, where most bars are shorter; what is longer is cut and says so.
@@ -66,7 +66,7 @@ fn bar(text: &mut String, row: &Row, y: usize, scale: f64) {
     writeln!(
         text,
         "<text x=\"10\" y=\"{}\">{}</text>\n<rect class=\"{}\" x=\"{LABELS}\" y=\"{}\" width=\"{long}\" \
-         height=\"14\"/>\n<text x=\"{}\" y=\"{}\">{:.2}<tspan class=\"s\"> {:.0} ns{cut}</tspan></text>",
+         height=\"14\"/>\n<text x=\"{}\" y=\"{}\">{:.2}<tspan class=\"s\" dx=\"6\">{:.0} ns{cut}</tspan></text>",
         y + 15,
         escaped(&row.name),
         class(&row.name),

@@ -51,7 +51,8 @@ fn case(site: &Site, effort: &Effort, course: Course, what: &str, report: &mut R
     ];
     if course == Course::Remote {
         if has_flag(&site.agent, "--dsr")? {
-            arms.push(("lb, DSR by IPIP".into(), Way::Lb(many, Mode::Dsr)));
+            arms.push(("lb, TC, DSR by IPIP".into(), Way::Lb(many, Mode::Dsr)));
+            arms.push(("lb, XDP, DSR by IPIP".into(), Way::Lb(many, Mode::XdpDsr)));
         } else {
             report.notes.push("skipped: the agent has no --dsr".into());
         }

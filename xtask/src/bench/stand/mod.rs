@@ -68,6 +68,8 @@ pub(crate) enum Mode {
     Xdp,
     /// At TC; answers of other nodes' pods go straight to the client.
     Dsr,
+    /// Both.
+    XdpDsr,
 }
 
 impl Way {
@@ -88,7 +90,7 @@ impl Way {
 
     /// Whether answers of other nodes' pods don't come by way of this node.
     fn direct(self) -> bool {
-        matches!(self, Way::Lb(_, Mode::Dsr))
+        matches!(self, Way::Lb(_, Mode::Dsr | Mode::XdpDsr))
     }
 }
 

@@ -86,14 +86,14 @@ impl Stand {
         if self.course == Course::Sink {
             node.extra.push(ENTRIES.into());
         }
-        if mode == Mode::Dsr {
+        if matches!(mode, Mode::Dsr | Mode::XdpDsr) {
             node.extra.push("--dsr=ipip".into());
         }
-        if mode == Mode::Xdp {
+        if matches!(mode, Mode::Xdp | Mode::XdpDsr) {
             node.extra.push(format!("--xdp={uplinks}"));
         }
         node.start_agent(&site.agent)?;
-        if mode == Mode::Xdp {
+        if matches!(mode, Mode::Xdp | Mode::XdpDsr) {
             let answer = node.http("127.0.0.1:10249", "/status")?;
             let status: serde_json::Value = serde_json::from_str(&answer.text)?;
             let want: Vec<&str> = uplinks.split(',').collect();

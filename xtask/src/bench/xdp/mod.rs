@@ -111,16 +111,15 @@ fn bench(effort: &Effort) -> Result<Run> {
     }
     for flows in sizes.iter().filter(|flows| **flows <= SMALL) {
         let mut ideal = Ideal::new(*flows, ifindex)?;
-        let name = format!("ideal program, UDP IPv4, {flows} flows");
-        run.slices(name, *flows, None, calls, || ideal.call())?;
+        let name = format!("ideal program, UDP IPv4, {flows} flow{}", if *flows == 1 { "" } else { "s" });
+        run.slices(name, None, calls, || ideal.call())?;
     }
     Ok(run)
 }
 
-/// A case: its name, flows, what it may take above the empty program, costs.
+/// A case: its name, what it may take above the empty program, costs.
 struct Measured {
     name: String,
-    flows: usize,
     target: Option<f64>,
     costs: Vec<f64>,
 }
@@ -154,7 +153,6 @@ impl Run {
     fn slices(
         &mut self,
         name: String,
-        flows: usize,
         target: Option<f64>,
         calls: usize,
         mut call: impl FnMut() -> Result<f64>,
@@ -177,7 +175,7 @@ impl Run {
             let cost = slice / calls as f64;
             self.idle.get_mut(arm).unwrap_or(&mut costs).push(cost);
         }
-        self.rows.push(Measured { name, flows, target, costs });
+        self.rows.push(Measured { name, target, costs });
         Ok(())
     }
 
@@ -217,7 +215,7 @@ impl Run {
         };
         let name =
             format!("lb, {}, {} flow{}", ring.name(), ring.flows, if ring.flows == 1 { "" } else { "s" });
-        self.slices(name, ring.flows, Some(target), self.calls, call)
+        self.slices(name, Some(target), self.calls, call)
     }
 
     /// A packet that is not ours, and one that begins a flow.
@@ -226,7 +224,7 @@ impl Run {
         let ifindex = self.ifindex;
         let stranger = PacketBuilder::tcp(at(ip4(1, 0), 1234), at(IpAddr::from([198, 18, 0, 1]), 80), ACK);
         let stranger = stranger.with(|p| p.macs = [MAC, [2, 0, 0, 0, 0, 9]]).build();
-        self.slices("lb, not ours".into(), 0, Some(15.0), self.calls, || {
+        self.slices("lb, not ours".into(), Some(15.0), self.calls, || {
             let ran = test_run(&fd, &stranger, ifindex, TURNS)?;
             ensure!(ran.code == XDP_PASS && ran.frame == stranger, "a stranger's packet: {}", ran.code);
             Ok(ran.ns)
@@ -238,7 +236,7 @@ impl Run {
         }
         let before = kernel.counter(Counter::XdpFlow)?;
         let name = "lb, new flow, table half full".to_owned();
-        self.slices(name, (YOUNG / 4) as usize, Some(1500.0), 3, || flows.call(&fd))?;
+        self.slices(name, Some(1500.0), 3, || flows.call(&fd))?;
         let (begun, turns) =
             (kernel.counter(Counter::XdpFlow)? - before, (self.effort.slices * 3) as u64 * u64::from(TURNS));
         ensure!(begun * 100 >= turns * 95, "only {begun} of {turns} packets began a flow");
@@ -255,7 +253,7 @@ impl Run {
         let idle = least(&self.idle.concat());
         let mut arms = vec!["empty program".to_owned(), "empty program again".into()];
         let mut costs = self.idle.to_vec();
-        for Measured { name, flows, target, costs: own } in self.rows {
+        for Measured { name, target, costs: own } in self.rows {
             let above = least(&own) - idle;
             report.figures.insert(format!("{name}: above the empty program, ns"), above);
             if let Some(target) = target {
@@ -265,7 +263,7 @@ impl Run {
                     target,
                 ));
             } else {
-                report.notes.push(format!("{name}: {above:.0} ns above the empty program ({flows} flows)"));
+                report.notes.push(format!("{name}: {above:.0} ns above the empty program"));
             }
             arms.push(name);
             costs.push(own);
