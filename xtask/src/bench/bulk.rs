@@ -71,7 +71,7 @@ fn cases(site: &Site, effort: &Effort, report: &mut Report) -> Result<()> {
         Ok(cost)
     })?;
     for (name, house, ..) in &rooms {
-        offloads(house).with_context(|| (*name).to_owned())?;
+        offloads(house).and_then(|()| house.checksums_were_right()).with_context(|| (*name).to_owned())?;
     }
     judge(&case, report);
     report.cases.push(case);

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use lb_common::bench::BenchPeer;
 
 use super::meter::unpin;
@@ -135,6 +135,23 @@ impl House {
                 programs.cgroup("bench_connect4", &self.node.cgroup)?;
                 self._programs = Some(programs);
             }
+        }
+        Ok(())
+    }
+
+    /// The gate after the fact: no TCP segment arrived with a wrong checksum, at either pod or the node.
+    ///
+    /// # Errors
+    /// When one did.
+    pub(crate) fn checksums_were_right(&self) -> Result<()> {
+        for namespace in self.pods.iter().chain([&self.node.namespace]) {
+            let table = inside(namespace, || Ok(fs::read_to_string("/proc/thread-self/net/snmp")?))?;
+            let mut lines = table.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+            let (names, values) =
+                lines.next().zip(lines.next()).context("/proc/net/snmp has another form")?;
+            let mut pairs = names.split(' ').zip(values.split(' '));
+            let (_, wrong) = pairs.find(|(name, _)| *name == "InCsumErrors").context("no InCsumErrors")?;
+            ensure!(wrong == "0", "{wrong} segments with a wrong checksum at {namespace}");
         }
         Ok(())
     }
