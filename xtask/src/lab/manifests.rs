@@ -15,6 +15,8 @@ pub(crate) struct Service {
     pub(crate) external_ips: Vec<String>,
     /// Addresses of the load balancer.
     pub(crate) lb_ips: Vec<String>,
+    /// Annotations, such as `a.io/b: c`.
+    pub(crate) annotations: Vec<String>,
     /// More lines of the spec, such as `externalTrafficPolicy: Local`.
     pub(crate) spec: Vec<String>,
 }
@@ -52,9 +54,10 @@ impl Service {
         let families: Vec<String> =
             self.cluster_ips.iter().map(|ip| if is_v6(ip) { "IPv6" } else { "IPv4" }.to_owned()).collect();
         let mut text = format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{name: {}, namespace: default}}\nspec:\n  type: {kind}\n  \
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {}, namespace: default, annotations: {{{}}}}}\nspec:\n  type: {kind}\n  \
              clusterIP: \"{}\"\n  clusterIPs: [{}]\n  ipFamilies: [{}]\n",
             self.name,
+            self.annotations.join(", "),
             self.cluster_ips.first().map_or("", String::as_str),
             list(&self.cluster_ips),
             list(&families),

@@ -18,6 +18,7 @@ mod hostile;
 mod interfaces;
 mod leftovers;
 mod lifecycle;
+mod maglev;
 mod neighbours;
 mod nested;
 mod pins;
@@ -155,6 +156,7 @@ fn cases(kind: Kind) -> Vec<Case> {
         list.extend(sockets::FRIENDLY);
         list.extend(lifecycle::CASES);
         list.extend(ranges::CASES);
+        list.extend(maglev::CASES);
         list.extend(detect::CASES);
         list.extend(duties::CASES);
         list.extend(leftovers::CASES);
