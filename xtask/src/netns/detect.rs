@@ -10,6 +10,7 @@ use crate::lab::worker::Ask;
 pub(super) const CASES: &[Case] = &[
     ("b49_b73_cluster_cidr_tells_pods", cluster_cidr),
     ("b49_b74_node_cidr_tells_pods", node_cidr),
+    ("b49_b75_a_named_interface_tells_pods", interface),
     ("b49_b76_a_prefix_of_interfaces_tells_pods", prefix),
     ("b49_b76_a_prefix_that_no_interface_has_tells_nobody", other_prefix),
     ("b49_b77_without_a_detector_nobody_is_a_pod", none),
@@ -31,31 +32,43 @@ enum Pods {
 }
 
 fn cluster_cidr(context: &mut Context) -> Result<()> {
-    with(context, &[], |context| external_local(context, [Pods::ShortCircuit; 2]))
+    with(context, &[], |context| external_local(context, [Pods::ShortCircuit; 2], [Pods::ShortCircuit; 2]))
 }
 
 fn node_cidr(context: &mut Context) -> Result<()> {
     let changes = [(USUAL, "detectLocalMode: NodeCIDR")];
-    with(context, &changes, |context| external_local(context, [Pods::ShortCircuit; 2]))
+    with(context, &changes, |context| external_local(context, [Pods::ShortCircuit; 2], [Pods::Outside; 2]))
+}
+
+/// The mode's interface is usually the bridge of all pods; here the link of the one pod that asks.
+fn interface(context: &mut Context) -> Result<()> {
+    let mode = "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: vethp1b}";
+    let pods = [Pods::ShortCircuit; 2];
+    with(context, &[(USUAL, mode)], |context| external_local(context, pods, [Pods::Outside; 2]))
 }
 
 fn prefix(context: &mut Context) -> Result<()> {
     let mode = "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: vethp}";
-    with(context, &[(USUAL, mode)], |context| external_local(context, [Pods::ShortCircuit; 2]))
+    with(context, &[(USUAL, mode)], |context| {
+        external_local(context, [Pods::ShortCircuit; 2], [Pods::Outside; 2])
+    })
 }
 
 fn other_prefix(context: &mut Context) -> Result<()> {
     let mode = "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: cali}";
-    with(context, &[(USUAL, mode)], |context| external_local(context, [Pods::Outside; 2]))
+    with(context, &[(USUAL, mode)], |context| external_local(context, [Pods::Outside; 2], [Pods::Outside; 2]))
 }
 
 fn none(context: &mut Context) -> Result<()> {
-    with(context, &[(RANGES, "clusterCIDR: \"\"")], |context| external_local(context, [Pods::Outside; 2]))
+    with(context, &[(RANGES, "clusterCIDR: \"\"")], |context| {
+        external_local(context, [Pods::Outside; 2], [Pods::Outside; 2])
+    })
 }
 
 fn one_family(context: &mut Context) -> Result<()> {
     let changes = [(RANGES, "clusterCIDR: 10.77.0.0/16")];
-    with(context, &changes, |context| external_local(context, [Pods::ShortCircuit, Pods::Outside]))
+    let pods = [Pods::ShortCircuit, Pods::Outside];
+    with(context, &changes, |context| external_local(context, pods, pods))
 }
 
 fn masquerade_all(context: &mut Context) -> Result<()> {
@@ -80,9 +93,11 @@ fn source(context: &mut Context, to: std::net::SocketAddr) -> Result<String> {
     Ok(peer.parse::<std::net::SocketAddr>()?.ip().to_string())
 }
 
-/// Node 1's NodePort of a Service whose only endpoint is on node 2; `pods` by family.
-fn external_local(context: &mut Context, pods: [Pods; 2]) -> Result<()> {
+/// Node 1's NodePort of a Service whose only endpoint is on node 2; `pods` of node 1, and `far` ones of node 2 (B83), by
+/// family.
+fn external_local(context: &mut Context, pods: [Pods; 2], far: [Pods; 2]) -> Result<()> {
     let own = context.lab.pod("p1b")?.addresses.clone();
+    let others = context.lab.pod("p2b")?.addresses.clone();
     let node = context.lab.nodes[0].addresses.clone();
     for family in [0, 1] {
         let (tcp, udp) =
@@ -90,6 +105,16 @@ fn external_local(context: &mut Context, pods: [Pods; 2]) -> Result<()> {
         // host traffic needs no detector
         context.all_protocols(Side::Node(0), tcp, udp, &["p2a"])?;
         dropped(context, Side::Client, tcp, udp)?;
+        if far[family] == Pods::Outside {
+            dropped(context, Side::Pod("p2b"), tcp, udp)?;
+        } else {
+            // with its own source: the answer does not pass node 1, and comes from the endpoint itself
+            let answer = context.udp(Side::Pod("p2b"), udp, false)?;
+            ensure!(answer.pod() == Some("p2a") && answer.from != Some(udp), "p2b to {udp}: {answer:?}");
+            let peer = answer.field("peer").with_context(|| format!("{answer:?}"))?;
+            let seen = peer.parse::<std::net::SocketAddr>()?.ip().to_string();
+            ensure!(seen == others[family], "the server saw {seen}, not the pod of node 2");
+        }
         if pods[family] == Pods::Outside {
             dropped(context, Side::Pod("p1b"), tcp, udp)?;
         } else {
