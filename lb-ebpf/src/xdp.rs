@@ -1,6 +1,7 @@
 //! The XDP program: wraps the context, asks lb-common, carries the verdict out.
 
 use core::arch::asm;
+use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, xdp_md};
@@ -294,8 +295,8 @@ fn route<F: Family>(ctx: *mut xdp_md, work: &Work<F>, src: F::Addr, dst: F::Addr
 where
     BpfEnv: Env<F>,
 {
-    // SAFETY: integers and arrays of them; zero is a value of each.
-    let mut route: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    let mut route = MaybeUninit::uninit();
+    let route = blank(&mut route);
     route.family = if F::V6 { AF_INET6 } else { AF_INET };
     route.l4_protocol = work.packet.proto;
     route.__bindgen_anon_1.tot_len = mtu;
@@ -304,7 +305,7 @@ where
     route.__bindgen_anon_4.ipv6_dst = words(F::wide(dst));
     // SAFETY: the program's context and a structure of ours of the given size.
     let found =
-        unsafe { fib_lookup(ctx.cast(), &raw mut route, size_of::<bpf_fib_lookup>() as i32, 0) as u32 };
+        unsafe { fib_lookup(ctx.cast(), route, size_of::<bpf_fib_lookup>() as i32, 0) as u32 };
     if found != BPF_FIB_LKUP_RET_SUCCESS {
         return 0;
     }
@@ -315,6 +316,23 @@ where
     let row = neighbour_row(route.ifindex, &bytes([a, rest[0], rest[1], rest[2]]));
     let hop = BpfEnv.next_hop(row);
     if hop.ifindex == route.ifindex && hop.dmac == route.dmac { row } else { 0 }
+}
+
+/// A question to the kernel's routes with nothing in it, cleared by words: the compiler would call a function that goes by
+/// bytes (15 ns a time).
+#[inline(always)]
+fn blank(route: &mut MaybeUninit<bpf_fib_lookup>) -> &mut bpf_fib_lookup {
+    const WORDS: usize = size_of::<bpf_fib_lookup>() / size_of::<u32>();
+    const { assert!(size_of::<bpf_fib_lookup>() == WORDS * 4 && align_of::<bpf_fib_lookup>() >= 4) }
+    let words = route.as_mut_ptr().cast::<u32>();
+    // SAFETY: the words are all of the structure, which is aligned for them, and it consists of integers and arrays of
+    // them, of each of which zero is a value.
+    unsafe {
+        for number in 0..WORDS {
+            words.add(number).write_volatile(0);
+        }
+        route.assume_init_mut()
+    }
 }
 
 /// The inverse of `words`.
