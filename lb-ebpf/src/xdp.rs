@@ -304,8 +304,7 @@ where
     route.__bindgen_anon_3.ipv6_src = words(F::wide(src));
     route.__bindgen_anon_4.ipv6_dst = words(F::wide(dst));
     // SAFETY: the program's context and a structure of ours of the given size.
-    let found =
-        unsafe { fib_lookup(ctx.cast(), route, size_of::<bpf_fib_lookup>() as i32, 0) as u32 };
+    let found = unsafe { fib_lookup(ctx.cast(), route, size_of::<bpf_fib_lookup>() as i32, 0) as u32 };
     if found != BPF_FIB_LKUP_RET_SUCCESS {
         return 0;
     }
