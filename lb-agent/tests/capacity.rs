@@ -15,7 +15,7 @@ use lb_agent::apply::Applier;
 use lb_agent::attachset::attach_set;
 use lb_agent::datapath::Datapath;
 use lb_agent::datapath::memory::mebibytes;
-use lb_agent::datapath::sizes::MAX_FLOWS;
+use lb_agent::datapath::sizes::{MAX_FLOWS, MAX_FLOWS_IPV6};
 use lb_agent::desired::Desired;
 use lb_agent::gc::alerts::{About, alerts};
 use lb_agent::gc::{Occupancy, Sweeper, Timeouts};
@@ -63,7 +63,7 @@ impl Node {
         }
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding");
         let mut options = lab.options();
-        assert!(options.sizes.set(MAX_FLOWS, max_flows));
+        assert!(options.sizes.set(MAX_FLOWS, max_flows) && options.sizes.set(MAX_FLOWS_IPV6, 8192));
         let mut datapath = Datapath::open(&options).expect("open");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let net = runtime.block_on(lb_agent::net::snapshot()).expect("the node's network");
@@ -123,11 +123,16 @@ impl Node {
     /// Turns until every table was seen: what was found, and the longest turn.
     fn sweep(&mut self) -> (BTreeMap<&'static str, Occupancy>, Duration) {
         let (mut found, mut longest) = (BTreeMap::new(), Duration::ZERO);
-        while found.len() < 5 {
-            let begin = Instant::now();
-            let tables = self.sweeper.turn(4096).expect("a turn");
-            longest = longest.max(begin.elapsed());
-            found.extend(tables.into_iter().map(|table| (table.table, table)));
+        // twice: the first time round it may have been in the middle
+        for _ in 0..2 {
+            let mut seen = BTreeMap::new();
+            while seen.len() < 5 {
+                let begin = Instant::now();
+                let tables = self.sweeper.turn(4096).expect("a turn");
+                longest = longest.max(begin.elapsed());
+                seen.extend(tables.into_iter().map(|table| (table.table, table)));
+            }
+            found = seen;
         }
         (found, longest)
     }
@@ -213,9 +218,12 @@ fn test_run(program: &OwnedFd, frame: &[u8], ifindex: u32) -> (u32, [u8; 128]) {
     (attributes.code, out)
 }
 
-/// Opens so many connections to 64 backends, in tables with a sixth of room to spare, and looks at what is there.
+/// Opens so many connections to 64 backends, and looks at what is there.
+///
+/// At this rate, tens of thousands a second, the copies that promotions leave in the young table pile up before a sweep comes;
+/// so it has room for all of them, which makes the other one four times as large as it has to be.
 fn opens(lab: &Lab, flows: u32) {
-    let mut node = Node::new(lab, flows * 2 + flows / 3, 64);
+    let mut node = Node::new(lab, flows * 17 / 2, 64);
     let (before, _) = node.sweep();
     assert_eq!(before["LB_CT4"].met, 0);
     let begin = Instant::now();
@@ -261,7 +269,7 @@ fn a_hundred_thousand_flows() {
 }
 
 #[test]
-#[ignore = "half a minute and 1.3 GB: cargo xtask bench capacity"]
+#[ignore = "half a minute and 1.6 GB: cargo xtask bench capacity"]
 fn a_million_flows() {
     lab::run(|lab| opens(lab, 1_000_000));
 }
