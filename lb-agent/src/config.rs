@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::datapath::sizes::{self, Sizes};
 use crate::kubeproxy::{self, ConfigError, Conntrack, Parsed, ProxyConfig};
-use crate::model::settings::{Algorithm, DetectLocal, Settings, SocketLb, Xdp};
+use crate::model::settings::{Algorithm, DetectLocal, Fast, Settings, SocketLb, Xdp};
 use crate::sys;
 use crate::watch::api::ApiSource;
 use crate::watch::api::bootstrap::{Bootstrap, BootstrapError, SERVICE_ACCOUNT};
@@ -145,6 +145,11 @@ pub struct RunArgs {
     /// least with 100 slots per endpoint
     #[arg(long, value_name = "N", value_parser = table_size)]
     pub maglev_table_size: Option<u32>,
+    /// Forward connections between pods of this node, to a Service, past the stack: less CPU, but netfilter's FORWARD
+    /// rules don't see them. `on` is refused while netfilter enforces policy there; `force` bypasses that policy
+    #[arg(long, value_enum, default_value = "off", num_args = 0..=1, require_equals = true, default_missing_value = "on",
+        value_name = "off|on|force")]
+    pub fast: Fast,
     /// Where /healthz and /livez answer; wins over --config. Default 0.0.0.0:10256
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub healthz_bind_address: Option<String>,
@@ -394,6 +399,7 @@ impl RunArgs {
             xdp: xdp(self.xdp.as_deref()),
             selection: self.selection,
             maglev_size: self.maglev_table_size,
+            fast: self.fast,
             min_sync: proxy.min_sync,
             sync: proxy.sync,
             ..Settings::for_node(&name)

@@ -87,6 +87,11 @@ fn own_settings_and_their_defaults() {
     let own = run(&own).unwrap();
     assert_eq!((own.settings.socket_lb, own.settings.masquerade_local), (SocketLb::All, true));
     assert_eq!((plain.settings.xdp, own.settings.xdp), (Xdp::Off, Xdp::Auto));
+    let fast = |words: &[&str]| {
+        run(&[&["--node-name", "a", "--manifests", "d"], words].concat()).map(|run| run.settings.fast)
+    };
+    assert_eq!((fast(&[]).unwrap(), fast(&["--fast"]).unwrap()), (Fast::Off, Fast::On));
+    assert_eq!((fast(&["--fast=off"]).unwrap(), fast(&["--fast=force"]).unwrap()), (Fast::Off, Fast::Force));
     let named = run(&["--node-name", "a", "--manifests", "d", "--xdp", "eth0, en*,"]).unwrap();
     assert_eq!(named.settings.xdp, Xdp::Named(vec!["eth0".into(), "en*".into()]));
 }

@@ -180,9 +180,9 @@ pub fn prepare_node(duties: &NodeDuties) -> Vec<String> {
     failed
 }
 
-/// Watches the node's network, with what XDP needs, until `net` is dropped.
-pub async fn watch_net(net: watch::Sender<NodeNet>, xdp: Xdp) {
-    if let Err(error) = net::watch(net, xdp).await {
+/// Watches the node's network, with what `wishes` need, until `net` is dropped.
+pub async fn watch_net(net: watch::Sender<NodeNet>, wishes: net::Wishes) {
+    if let Err(error) = net::watch(net, wishes).await {
         error!(%error, "The node's network cannot be watched");
     }
 }

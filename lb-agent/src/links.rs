@@ -20,6 +20,11 @@ pub struct NodeNet {
     pub source_rules: bool,
     /// There are xfrm (IPsec) policies. Looked for only where XDP is asked for.
     pub xfrm_policies: bool,
+    /// MAC addresses of this node's pods that may be forwarded to past the stack, by (ifindex of the near end of the
+    /// pod's link, address). Looked for only where `--fast` is asked for.
+    pub pods: BTreeMap<(u32, IpAddr), [u8; 6]>,
+    /// Where netfilter enforces policy on forwarded packets, in words; empty = nowhere. Looked for only with `--fast=on`.
+    pub forward_policy: Vec<String>,
     /// MAC addresses of the resolved neighbours of interfaces that may carry XDP, by (ifindex, address).
     pub neighbours: BTreeMap<(u32, IpAddr), [u8; 6]>,
 }
@@ -49,6 +54,8 @@ pub struct Link {
     pub default_route: bool,
     /// Largest IP packet, in bytes.
     pub mtu: u32,
+    /// Its other end is in another network namespace.
+    pub peer_elsewhere: bool,
     /// The device takes VLAN tags off (`rxvlan`). Looked for only where XDP is asked for.
     pub strips_tags: bool,
 }

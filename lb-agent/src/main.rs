@@ -7,6 +7,8 @@ use anyhow::Result;
 use clap::Parser;
 use lb_agent::config::{Cli, Command, StatusArgs};
 use lb_agent::status::{Tables, client};
+
+use lb_agent::net::Wishes;
 use lb_agent::{dump, glue, leftovers, tasks};
 use serde_json::json;
 use tracing_subscriber::EnvFilter;
@@ -42,13 +44,14 @@ fn act(cli: Cli) -> Result<()> {
             let mut config = args.resolve()?;
             config.warnings.extend(warnings);
             let kernel = glue::open(&config)?;
-            let xdp = config.settings.xdp.clone();
+            let (xdp, fast) = (config.settings.xdp.clone(), config.settings.fast);
+            let wishes = Wishes { xdp, fast };
             // Plans and system calls occupy one thread; health must answer meanwhile.
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
             let ended = runtime.block_on(async {
                 let stop = tasks::stop_signal()?;
-                anyhow::Ok(tasks::agent(config, kernel, |net| glue::watch_net(net, xdp), stop).await?)
+                anyhow::Ok(tasks::agent(config, kernel, |net| glue::watch_net(net, wishes), stop).await?)
             });
             runtime.shutdown_background();
             ended

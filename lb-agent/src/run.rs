@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::Duration;
 
+use lb_common::abi::CFG_FAST_FLOWS;
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -23,6 +24,7 @@ use crate::plan::ids::IdTable;
 use crate::plan::node::NodeFacts;
 use crate::plan::select::Place;
 use crate::plan::{Inputs, plan};
+use crate::status::fast::FastState;
 use crate::status::healthcheck::health_checks;
 use crate::status::metrics::Metrics;
 use crate::status::{Status, Tables, unix_now};
@@ -125,6 +127,8 @@ struct Worker<K> {
     tell: Events,
     /// What was told and still holds.
     told: BTreeSet<About>,
+    /// What was said of fast forwarding.
+    fast: FastState,
 }
 
 impl<K: Kernel> Worker<K> {
@@ -162,6 +166,7 @@ impl<K: Kernel> Worker<K> {
             clean: false,
             tell,
             told: BTreeSet::new(),
+            fast: FastState::default(),
         }
     }
 
@@ -242,6 +247,9 @@ impl<K: Kernel> Worker<K> {
         let node = snapshot.nodes.get(&self.settings.node_name);
         let place = Place { node: &self.settings.node_name, zone: node.map_or("", |n| &n.zone) };
         let checks = health_checks(&snapshot, place);
+        let fast = FastState::of(&net, &self.settings);
+        fast.tell_if_other(&self.fast);
+        self.fast = fast.clone();
         let check_addresses = NodeFacts::new(&snapshot, &net, &self.settings).health_check_addresses();
         self.metrics.applied_in(started.elapsed().as_secs_f64(), !self.clean);
         if programmed {
@@ -251,6 +259,7 @@ impl<K: Kernel> Worker<K> {
         self.finish(complete);
         self.status.send_modify(|s| {
             s.eligible = !node.is_some_and(|n| n.leaving);
+            s.fast = fast;
             // an interface that refuses says nothing about endpoints
             if programmed {
                 s.health_checks = checks;
@@ -265,6 +274,8 @@ impl<K: Kernel> Worker<K> {
         match self.kernel.actual() {
             Ok(actual) => {
                 self.ids.restore(&actual);
+                // fast flows outlive the option
+                self.settings.kernel_flags |= actual.config.flags & CFG_FAST_FLOWS;
                 self.restored = true;
                 info!(
                     backends = actual.backends4.len() + actual.backends6.len(),

@@ -8,7 +8,8 @@ use lab::{Lab, assert_gone, link_ids, sh};
 use lb_agent::attachset::attach_set;
 use lb_agent::datapath::{AttachReport, Datapath, Options};
 use lb_agent::links::{Attachment, NodeNet};
-use lb_agent::model::settings::Xdp;
+use lb_agent::model::settings::{Fast, Xdp};
+use lb_agent::net::Wishes;
 use lb_agent::sys::bpf::{self, Kind};
 
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
@@ -115,7 +116,7 @@ fn the_set_follows_interfaces_that_come_and_go() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let (tx, mut rx) = tokio::sync::watch::channel(NodeNet::default());
-            let watcher = tokio::spawn(lb_agent::net::watch(tx, Xdp::Off));
+            let watcher = tokio::spawn(lb_agent::net::watch(tx, Wishes { xdp: Xdp::Off, fast: Fast::Off }));
             let mut wait_for = async |wanted: bool| {
                 let by_name = |net: &NodeNet| net.links.values().any(|link| link.name == "pod0") == wanted;
                 let ready = rx.wait_for(|net| net.netns_cookie != 0 && by_name(net));

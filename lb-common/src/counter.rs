@@ -102,6 +102,10 @@ counters! {
     Established6Made = 34, "established6_made";
     /// As established4_gone, for LB_CT6.
     Established6Gone = 35, "established6_gone";
+    /// New flows between pods of this node that are forwarded past the stack (`--fast`).
+    FastFlow = 36, "fast_flows";
+    /// Packets handed from pod to pod past the stack.
+    FastSent = 37, "fast_sent";
 }
 
 /// Entries of `LB_COUNTERS`: the numbers in use, with room.

@@ -91,6 +91,8 @@ pub trait Env<F: Family> {
     fn pair_bound(&self, a: F::Addr, b: F::Addr) -> bool;
     /// Remembers that.
     fn mark_bound(&mut self, a: F::Addr, b: F::Addr);
+    /// Some fast flow was made between the two; false is certain.
+    fn pair_fast(&self, a: F::Addr, b: F::Addr) -> bool;
     /// Remembers that a flow was made between the client and the backend of the flow in hand.
     fn mark_pair(&mut self, work: &mut Work<F>);
     /// Copies what is remembered of a fragmented datagram; false: nothing is. The tag is the caller's to compare.
@@ -197,6 +199,14 @@ pub trait Env<F: Family> {
     {
         fragment::remember(self, work, position);
     }
+    /// [`track::is_crossed`], likewise.
+    #[inline(always)]
+    fn is_crossed(&mut self, work: &mut Work<F>, role: Role) -> bool
+    where
+        Self: Sized,
+    {
+        track::is_crossed(self, work, role)
+    }
     /// [`track::attempt`], likewise.
     #[inline(always)]
     fn attempt(
@@ -282,7 +292,7 @@ pub struct Work<F: Family> {
     pub sender: Sender<F>,
     /// Where the destination of the packet in hand is; looked up for [`crate::switch::switch`] only.
     pub neighbour: Neighbour,
-    /// The next hop of the packet in hand, at XDP.
+    /// The next hop of the packet in hand, at XDP or of a fast flow.
     pub way: NextHop,
     /// The table that holds the entry in hand, at XDP: 0 established, 1 young.
     pub young: u32,

@@ -17,12 +17,15 @@
 //! reply     XdpReply     B -> S:p   => F -> C:c
 //! ```
 //!
+//! A fast flow (`CT_FAST`, see [`crate::fast`]) is of that kind, too; its S:p is the client's own address, and its port
+//! unless it was moved.
+//!
 //! *Involution*: the twin of an entry is the reverse of its new tuple at the other position (of an XDP flow: at the same
 //! one); a pair is valid exactly when the twin's new tuple is the reverse of the entry's key.
 
+use crate::abi::{CT_FAST, CT_GUARD, CT_MASQ, CT_PASS, CT_RST, CT_XDP, CtKey, CtValue};
 use crate::abi::{CT_FIN_BACKEND, CT_FIN_CLIENT};
-use crate::abi::{CT_GUARD, CT_MASQ, CT_PASS, CT_RST, CT_XDP, CtKey, CtValue, PAIR_MOVED, PAIR_SEEN};
-use crate::abi::{POS_IN, POS_OUT};
+use crate::abi::{PAIR_FAST, PAIR_MOVED, PAIR_SEEN, POS_IN, POS_OUT};
 use crate::csum;
 use crate::family::Family;
 
@@ -281,7 +284,9 @@ impl<F: Family> Flow<F> {
     #[inline(always)]
     pub fn pair_bits(&self) -> u8 {
         let straight = self.frontend == self.backend && self.frontend_port == self.backend_port;
-        if straight { PAIR_SEEN | PAIR_MOVED } else { PAIR_SEEN }
+        let moved = if straight { PAIR_MOVED } else { 0 };
+        let fast = if self.flags & CT_FAST != 0 { PAIR_FAST } else { 0 };
+        PAIR_SEEN | moved | fast
     }
 
     /// Whether `value`, found under the key of this flow's entry with this role, is that entry.

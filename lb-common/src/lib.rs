@@ -18,6 +18,7 @@ pub mod csum;
 pub mod decide;
 pub mod env;
 pub mod family;
+pub mod fast;
 pub mod flow;
 pub mod fragment;
 pub mod frame;

@@ -5,7 +5,8 @@
 //! The answers are the same on both paths, byte for byte (`tests/plain.rs`). Whatever is in any way unusual is left to the
 //! general one, and nothing was written by then.
 
-use crate::abi::{CT_PASS, CT_REPLIED, CT_XDP, CtKey, CtValue, LbConfig, NH_PORT, NextHop, POS_IN};
+use crate::abi::{CT_FAST, CT_PASS, CT_REPLIED, CT_XDP, CtKey, CtValue, LbConfig, NextHop, POS_IN};
+use crate::abi::{NH_POD, NH_PORT};
 use crate::abi::{ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT, port_row};
 use crate::counter::Counter;
 use crate::csum::{apply, apply_l4, word_delta};
@@ -346,7 +347,7 @@ fn of_proto<F: Layout>(
         Role::XdpReply if rest.flags & CT_REPLIED != 0 => true,
         _ => return Plain::General,
     };
-    if rest.flags & (CT_XDP | CT_PASS) != CT_XDP || rest.last_tick != ticks(env.now_ns()) {
+    if rest.flags & (CT_XDP | CT_PASS | CT_FAST) != CT_XDP || rest.last_tick != ticks(env.now_ns()) {
         return Plain::General;
     }
     // as in `track::follow_at`: a datagram follows its backend's generation
@@ -356,7 +357,7 @@ fn of_proto<F: Layout>(
     let row = if reply { rest.nexthop >> 16 } else { rest.nexthop & 0xffff };
     let way = env.next_hop(row);
     let macs = macs(&way);
-    if row == 0 || way.ifindex == 0 || way.flags & NH_PORT != 0 || !is_mine(frame, env, ifindex) {
+    if row == 0 || way.ifindex == 0 || way.flags & (NH_PORT | NH_POD) != 0 || !is_mine(frame, env, ifindex) {
         return Plain::General;
     }
     if F::change(frame, proto, &change, macs).is_none() {

@@ -5,7 +5,7 @@
 //! another source port of the same address: it becomes a flow whose frontend is the backend itself. (The other order
 //! is [`crate::track::give_way`].)
 
-use crate::abi::{CT_PASS, LbConfig, POS_IN, POS_OUT};
+use crate::abi::{CT_FAST, CT_PASS, LbConfig, POS_IN, POS_OUT};
 use crate::env::{Env, Work};
 use crate::flow::{Role, is_closed};
 use crate::frame::Frame;
@@ -14,10 +14,10 @@ use crate::tc::{finish, reverse, tuple};
 use crate::track::{Claim, Follow, begin, find, follow};
 use crate::verdict::Step;
 
-/// A packet on its way in to the address of a backend, from a client with which it has a flow of a Service.
+/// A packet on its way in between two addresses that have a flow of a Service, to neither a frontend nor a SNAT address.
 ///
-/// Passes unchanged unless it belongs to a connection that was moved, or begins one whose tuple a Service's flow
-/// holds. A packet of that flow itself, which left and came in again by another interface, looks the same; it is told
+/// Passes unchanged unless it is a fast flow's reply, belongs to a connection that was moved, or begins one whose tuple
+/// a Service's flow holds. A packet of that flow itself, which left and came in again by another interface, looks the same; it is told
 /// by the interface.
 #[inline(always)]
 pub fn straight<F: LoadAddr>(
@@ -31,7 +31,7 @@ pub fn straight<F: LoadAddr>(
     }
     work.key = tuple(&work.packet, POS_IN);
     if let Some(table) = find(env, &work.key, &mut work.value) {
-        if work.value.ifindex != work.hook.ifindex {
+        if work.value.flags & CT_FAST == 0 && work.value.ifindex != work.hook.ifindex {
             return Step::Pass;
         }
         match follow(env, work, table) {
@@ -57,11 +57,18 @@ pub fn straight<F: LoadAddr>(
 #[inline(always)]
 fn is_held<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>) -> bool {
     work.key2 = reverse(&work.packet, POS_OUT);
+    let mut role = Role::DnatReply;
     if find(env, &work.key2, &mut work.value2).is_none() {
-        return false;
+        // a fast flow has its reply on its way in
+        work.key2.position = POS_IN;
+        role = Role::XdpReply;
+        let fast = env.pair_fast(work.packet.src, work.packet.dst);
+        if !fast || find(env, &work.key2, &mut work.value2).is_none() || work.value2.flags & CT_FAST == 0 {
+            return false;
+        }
     }
     let holder = &work.value2;
-    if holder.role != Role::DnatReply as u8 || holder.flags & CT_PASS != 0 {
+    if holder.role != role as u8 || holder.flags & CT_PASS != 0 {
         return false;
     }
     if is_closed(holder.flags) {

@@ -1,7 +1,8 @@
 //! The story of a packet at the two TC hooks: netfilter's own NAT positions, and no others (invariant I1).
 
 use crate::abi::{
-    CFG_MIGRATING, CFG_SOURCE_RULES, CT_GUARD, CT_MASQ, CT_PASS, CT_SWITCHED, CT_XDP, CtKey, LbConfig,
+    CFG_FAST_FLOWS, CFG_MIGRATING, CFG_SOURCE_RULES, CT_FAST, CT_GUARD, CT_MASQ, CT_PASS, CT_SWITCHED,
+    CT_XDP, CtKey, LbConfig,
 };
 use crate::abi::{NODE_NODEPORT, POS_IN, POS_OUT};
 use crate::abi::{ROLE_BACKEND, ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT};
@@ -9,6 +10,7 @@ use crate::bound::bound;
 use crate::counter::Counter;
 use crate::decide::{Decision, Outcome, Source, Target, decide, is_nodeport, target};
 use crate::env::{Env, Table, Work};
+use crate::fast;
 use crate::flow::Role;
 use crate::frame::Frame;
 use crate::icmp;
@@ -30,8 +32,12 @@ pub fn concerns_in<F: LoadAddr>(frame: &impl Frame, env: &impl Env<F>, config: &
         return true;
     }
     // straight to a backend: only beside a flow of a Service between the two
-    roles & ROLE_BACKEND != 0
-        && F::load_address(frame, l3 + F::ADDRS).is_some_and(|src| env.pair_seen(src, dst))
+    let straight = roles & ROLE_BACKEND != 0;
+    if !straight && config.flags & CFG_FAST_FLOWS == 0 {
+        return false;
+    }
+    F::load_address(frame, l3 + F::ADDRS)
+        .is_some_and(|src| straight && env.pair_seen(src, dst) || fast::may_be_reply(env, config, src, dst))
 }
 
 /// Whether a packet on its way out may be the balancer's business (invariant I5): a flow of ours may be between its
@@ -70,7 +76,8 @@ pub fn tc_in<F: LoadAddr>(
     let roles = env.roles(work.packet.dst);
     let service_address = roles & ROLE_FRONTEND != 0 || F::near_service_cidr(config, work.packet.dst);
     let beside = roles & ROLE_BACKEND != 0 && env.pair_seen(work.packet.src, work.packet.dst);
-    if !service_address && roles & (ROLE_NODEPORT | ROLE_SNAT) == 0 && !beside {
+    let reply = fast::may_be_reply(env, config, work.packet.src, work.packet.dst);
+    if !service_address && roles & (ROLE_NODEPORT | ROLE_SNAT) == 0 && !beside && !reply {
         return Step::Pass;
     }
     if !parse::<F>(frame, l3, &mut work.packet) {
@@ -93,7 +100,8 @@ pub fn tc_in<F: LoadAddr>(
             return Step::ErrorIn;
         }
         let moved = beside && env.pair_moved(work.packet.src, work.packet.dst);
-        return if moved || beside && work.packet.begins_flow() { Step::Straight } else { Step::Pass };
+        let straight = reply || moved || beside && work.packet.begins_flow();
+        return if straight { Step::Straight } else { Step::Pass };
     }
     if work.packet.has_ports() {
         work.key = tuple(&work.packet, POS_IN);
@@ -141,6 +149,14 @@ pub fn new_flow<F: LoadAddr>(
         Outcome::Deliver => {}
     }
     aim(env, work, service.id, &decision);
+    let flags = work.flow.flags;
+    if fast::prepare(frame, env, config, work, &decision) {
+        if env.claim_xdp(config, work) {
+            env.count(Counter::NewFlow);
+            return Step::Fast;
+        }
+        work.flow.flags = flags;
+    }
     match env.claim(config, work) {
         Claim::Refused => return Step::Drop,
         Claim::Known => {}
@@ -404,7 +420,8 @@ pub(crate) fn finish<F: LoadAddr>(
         return Step::Sctp;
     }
     if work.value.flags & CT_XDP != 0 {
-        return Step::Complete;
+        let fast = work.value.flags & CT_FAST != 0 && work.packet.fragment == Fragment::None;
+        return if fast { Step::Fast } else { Step::Complete };
     }
     match rewrite(frame, &work.packet, &work.value) {
         Some(()) => rewritten(env, config, work),
@@ -564,6 +581,8 @@ pub fn walk<F: LoadAddr>(
             Step::Drop => return Verdict::Drop,
             Step::Out => return Verdict::Out,
             Step::Complete => complete(frame, env, work),
+            Step::Fast => fast::forward(frame, env, work),
+            Step::Peer => return Verdict::Peer(work.way.ifindex),
             Step::Answer => return answer(frame, env, config, work),
             Step::Reset => return reset(frame, env, config, work),
             Step::NewFlow => new_flow(frame, env, config, work),

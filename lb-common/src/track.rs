@@ -1,7 +1,7 @@
 //! Flows in the tables: finding, following, claiming, healing, promoting and forgetting them.
 
+use crate::abi::{CT_FAST, CT_SWITCHED, CT_XDP};
 use crate::abi::{CT_FIN_BACKEND, CT_FIN_CLIENT, CT_GUARD, CT_MASQ, CT_MOVED, CT_PASS, CT_REPLIED, CT_RST};
-use crate::abi::{CT_SWITCHED, CT_XDP};
 use crate::abi::{CtKey, CtValue, LbConfig, SNAT_RANGES};
 use crate::counter::Counter;
 use crate::env::{Env, Insert, Table, Work};
@@ -93,7 +93,7 @@ pub fn follow_at<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Ta
         set &= !CT_RST;
     }
     if work.value.last_tick != tick || set != 0 {
-        if is_challenge(proto, kind, role, set) && table == Table::Young {
+        if is_challenge(proto, kind, role, flags, set) && table == Table::Young {
             env.give_way(work);
             return Follow::Pass;
         }
@@ -158,8 +158,9 @@ fn is_ripe(proto: u8, kind: u8, age: u32) -> bool {
 /// The backend's first packet of a TCP flow (`set`: `CT_*` bits that it sets) is an ACK alone: there is a connection
 /// between the backend and the client's own port already, which this answers for (RFC 9293 section 3.10.7.4).
 #[inline(always)]
-fn is_challenge(proto: u8, kind: u8, role: Role, set: u16) -> bool {
-    proto == TCP && role == Role::DnatReply && set & CT_REPLIED != 0 && kind & (SYN | ACK | RST) == ACK
+fn is_challenge(proto: u8, kind: u8, role: Role, flags: u16, set: u16) -> bool {
+    let keeps_source = role == Role::DnatReply || role == Role::XdpReply && flags & CT_FAST != 0;
+    proto == TCP && keeps_source && set & CT_REPLIED != 0 && kind & (SYN | ACK | RST) == ACK
 }
 
 /// Gives up the flow of the entry in hand, whose tuple turned out to be another connection's, and leaves a pass entry
@@ -313,7 +314,7 @@ fn refuse<F: Family>(env: &mut impl Env<F>, why: Counter) -> Claim {
 /// port.
 #[inline(always)]
 pub fn claim<F: Family>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> Claim {
-    match search(env, config, work, Table::Young, Role::DnatReply) {
+    match search_both(env, config, work, Role::DnatReply) {
         Reserve::Done => {}
         Reserve::Taken => return refuse(env, Counter::DropSnatExhausted),
         Reserve::Full => return refuse(env, Counter::DropTableFull),
@@ -388,6 +389,27 @@ fn search<F: Family>(
     Reserve::Taken
 }
 
+/// [`search`] in the young table for a reply that may be met at either position. Another port is tried once: that it is
+/// taken at the other position is next to impossible.
+#[inline(always)]
+fn search_both<F: Family>(
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+    role: Role,
+) -> Reserve {
+    let mut found = search(env, config, work, Table::Young, role);
+    if found == Reserve::Done && env.is_crossed(work, role) {
+        env.flow_delete(Table::Young, &work.key2);
+        found = env.attempt(config, work, Table::Young, role, 1);
+        if found == Reserve::Done && env.is_crossed(work, role) {
+            env.flow_delete(Table::Young, &work.key2);
+            found = Reserve::Taken;
+        }
+    }
+    found
+}
+
 /// [`reserve`] with the port that the flow in hand has, if it is the first try and there is one; else with another one.
 #[inline(always)]
 pub fn attempt<F: Family>(
@@ -452,6 +474,31 @@ pub fn reserve<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Tabl
     }
 }
 
+/// Another live flow holds `work.key2` at the other position: (B -> C:c) is met on its way out if it answers a DNAT
+/// pair, on its way in if it answers a fast flow. What has ended there is deleted.
+#[inline(always)]
+pub fn is_crossed<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, role: Role) -> bool {
+    let (a, b) = (work.key2.src, work.key2.dst);
+    let between = match role {
+        Role::DnatReply => env.pair_fast(a, b),
+        Role::XdpReply => work.flow.flags & CT_FAST != 0 && env.pair_seen(a, b),
+        _ => false,
+    };
+    if !between {
+        return false;
+    }
+    let mut held = false;
+    work.key2.position ^= 1;
+    for table in [Table::Established, Table::Young] {
+        match holder(env, table, work, role) {
+            Holder::Gone => env.flow_delete(table, &work.key2),
+            Holder::Ours | Holder::Other => held = true,
+        }
+    }
+    work.key2.position ^= 1;
+    held
+}
+
 enum Holder {
     /// The entry is of the flow in hand.
     Ours,
@@ -473,7 +520,12 @@ fn holder<F: Family>(env: &mut impl Env<F>, table: Table, work: &Work<F>, role: 
         Some((true, ..)) => Holder::Ours,
         Some((false, flags, backend, generation)) => {
             let stale = flow.proto != TCP && flags & CT_PASS == 0 && env.generation(backend) != generation;
-            let rests = matches!(role, Role::SnatReply | Role::XdpReply) && work.tries < RESTED_TRIES;
+            let pooled = match role {
+                Role::SnatReply => true,
+                Role::XdpReply => flow.flags & CT_FAST == 0,
+                _ => false,
+            };
+            let rests = pooled && work.tries < RESTED_TRIES;
             if stale || (is_closed(flags) && !rests) { Holder::Gone } else { Holder::Other }
         }
     }
@@ -526,23 +578,34 @@ pub fn claim_snat<F: Family>(
     Claim::New
 }
 
-/// Claims the one pair of the flow in hand, which begins at XDP and leaves with the address `snat`, reply half first;
-/// leaves the forward entry in `work.key`, `work.value`. False: there is no pair, and nothing was counted; TC has its
-/// turn.
+/// Claims the one pair of the flow in hand, which begins at XDP and leaves with the address `snat`, or is fast and keeps
+/// its source, reply half first;
+/// leaves the forward entry in `work.key`, `work.value`. False: there is no pair, and nothing was counted; the flow
+/// is a plain one of TC's, as yet.
 #[inline(always)]
 pub fn claim_xdp<F: Family>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> bool {
-    work.flow.flags |= CT_MASQ | CT_XDP;
+    let fast = work.flow.flags & CT_FAST != 0;
+    work.flow.flags |= if fast { CT_XDP } else { CT_MASQ | CT_XDP };
     work.flow.snat_port = [0; 2];
-    if search(env, config, work, Table::Young, Role::XdpReply) == Reserve::Done {
+    if fast {
+        (work.flow.snat, work.flow.snat_port) = (work.flow.client, work.flow.client_port);
+    }
+    if search_both(env, config, work, Role::XdpReply) == Reserve::Done {
+        if fast {
+            env.mark_pair(work);
+            if work.flow.snat_port != work.flow.client_port {
+                env.count(Counter::FlowMovedPort);
+            }
+        }
         work.flow.entry(Role::XdpForward, &mut work.key, &mut work.value);
         if env.flow_insert(Table::Young, &work.key, &work.value) == Insert::Done {
-            env.count(Counter::XdpFlow);
+            env.count(if fast { Counter::FastFlow } else { Counter::XdpFlow });
             return true;
         }
         // another CPU was faster, or the table is full
         env.flow_delete(Table::Young, &work.key2);
     }
-    work.flow.flags &= !(CT_MASQ | CT_XDP);
+    work.flow.flags &= !(CT_MASQ | CT_XDP | CT_FAST);
     (work.flow.snat, work.flow.snat_port, work.flow.nexthop) = (F::ZERO, [0; 2], 0);
     false
 }

@@ -47,6 +47,10 @@ pub enum Step {
     Complete = 19,
     /// Out, by the route to the packet's new destination, never through the stack: [`Verdict::Out`].
     Out = 20,
+    /// [`crate::fast::forward`].
+    Fast = 24,
+    /// Into the pod behind the interface of `work.way`: [`Verdict::Peer`].
+    Peer = 25,
 }
 
 impl Step {
@@ -71,6 +75,8 @@ impl Step {
             18 => Step::Reroute,
             19 => Step::Complete,
             20 => Step::Out,
+            24 => Step::Fast,
+            25 => Step::Peer,
             _ => Step::Pass,
         }
     }
@@ -88,6 +94,8 @@ pub enum Verdict {
     Reply,
     /// Both NAT positions are done: send it out by the route to its destination, past the stack.
     Out,
+    /// The same, and the frame is addressed: hand it to the other end of this interface, as if it came in there.
+    Peer(u32),
 }
 
 /// What to do next with a packet at XDP.

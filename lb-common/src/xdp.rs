@@ -6,7 +6,9 @@
 //! has entries of TC is TC's, and TC completes what began here ([`crate::tc::complete`]). A new flow whose backend TC is
 //! to serve is begun *for* TC: a decision is a random draw, and must not be drawn twice.
 
-use crate::abi::{BE_LOCAL, CT_XDP, LbConfig, NH_PORT, NODE_NODEPORT, NextHop, POS_IN, port_row};
+use crate::abi::{
+    BE_LOCAL, CT_FAST, CT_XDP, LbConfig, NH_POD, NH_PORT, NODE_NODEPORT, NextHop, POS_IN, port_row,
+};
 use crate::abi::{ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT};
 use crate::counter::Counter;
 use crate::decide::{Outcome, Source, Target, decide, is_nodeport, target};
@@ -59,7 +61,7 @@ pub fn xdp_in<F: LoadAddr>(
         let begins = frontend && work.packet.begins_flow() && is_mine(frame, env, work.hook.ifindex);
         return if begins { XdpStep::NewFlow } else { XdpStep::Up };
     };
-    if work.value.flags & CT_XDP == 0 || !is_mine(frame, env, work.hook.ifindex) {
+    if work.value.flags & (CT_XDP | CT_FAST) != CT_XDP || !is_mine(frame, env, work.hook.ifindex) {
         return XdpStep::Up;
     }
     work.young = (table == Table::Young) as u32;
@@ -109,10 +111,10 @@ pub fn send<F: LoadAddr>(frame: &mut impl Frame, env: &mut impl Env<F>, work: &m
     let rows = work.value.nexthop;
     let row = if Role::of(work.value.role).is_reply() { rows >> 16 } else { rows & 0xffff };
     work.way = env.next_hop(row);
-    if row == 0 || work.way.ifindex == 0 || work.way.flags & NH_PORT != 0 {
+    if row == 0 || work.way.ifindex == 0 || work.way.flags & (NH_PORT | NH_POD) != 0 {
         return XdpStep::Up;
     }
-    match written(frame, work) {
+    match addressed(frame, work) {
         Some(()) => {
             env.count(Counter::XdpSent);
             XdpStep::Sent
@@ -124,8 +126,9 @@ pub fn send<F: LoadAddr>(frame: &mut impl Frame, env: &mut impl Env<F>, work: &m
     }
 }
 
+/// Does both NAT positions of the packet in hand, takes a hop, and addresses it to `work.way`.
 #[inline(always)]
-fn written<F: LoadAddr>(frame: &mut impl Frame, work: &Work<F>) -> Option<()> {
+pub(crate) fn addressed<F: LoadAddr>(frame: &mut impl Frame, work: &Work<F>) -> Option<()> {
     rewrite(frame, &work.packet, &work.value)?;
     take_hop::<F>(frame, L3)?;
     let NextHop { dmac: [a, b, c, d, e, f], smac: [g, h, i, j, k, l], .. } = work.way;

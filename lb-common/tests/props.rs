@@ -219,7 +219,7 @@ impl Node {
                     assert_eq!(frame, before);
                     return Fate::Ended;
                 }
-                Verdict::Out => panic!("no flow here began at XDP"),
+                Verdict::Out | Verdict::Peer(_) => panic!("no flow here is past the stack"),
                 Verdict::Reply => {
                     assert_eq!(checksums(&frame, 14), Ok(()));
                     return Fate::Ended;

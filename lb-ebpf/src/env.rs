@@ -5,7 +5,7 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use lb_common::abi::{
     Addr4, Addr6, AffKey4, AffKey6, AffValue, CtKey, CtKey4, CtKey6, CtValue, CtValue4, CtValue6, FragKey,
-    FragValue, Iface, LbConfig, NextHop, PAIR_BOUND, PAIR_MOVED, PAIR_SEEN, RangeKey4, RangeKey6, SkUdpKey,
+    FragValue, Iface, LbConfig, NextHop, PAIR_BOUND, PAIR_FAST, PAIR_MOVED, PAIR_SEEN, RangeKey4, RangeKey6, SkUdpKey,
     SkUdpValue, SvcKey4, SvcKey6, SvcValue,
 };
 use lb_common::counter::Counter;
@@ -47,7 +47,7 @@ macro_rules! env {
         svc $svc:ident, node $node:ident $node_key:ident, src $src:ident, cidr $cidr:ident, range $range:ident $range_key:ident,
         be $be:ident, generations $gen:ident, aff $aff:ident, ct $ct:ident $made:path, $gone:path, em $em:ident, frag $frag:ident,
         $refresh:ident $bring:ident $forget:ident $claim:ident $claim_snat:ident $attempt:ident $mark_pair:ident
-        $give_way:ident $meet_fragment:ident $remember_fragment:ident $claim_xdp:ident
+        $give_way:ident $meet_fragment:ident $remember_fragment:ident $claim_xdp:ident $crossed:ident
     ) => {
         impl Env<$family> for BpfEnv {
             #[inline(always)]
@@ -211,6 +211,15 @@ macro_rules! env {
             }
 
             #[inline(always)]
+            fn pair_fast(&self, a: $addr, b: $addr) -> bool {
+                match pair(pair_slot($family::role_slot(a), $family::role_slot(b))) {
+                    // SAFETY: a byte of the filter, see `pair`.
+                    Some(byte) => unsafe { *byte & PAIR_FAST != 0 },
+                    None => false,
+                }
+            }
+
+            #[inline(always)]
             fn pair_bound(&self, a: $addr, b: $addr) -> bool {
                 match pair(pair_slot($family::role_slot(a), $family::role_slot(b))) {
                     // SAFETY: a byte of the filter, see `pair`.
@@ -321,6 +330,11 @@ macro_rules! env {
             }
 
             #[inline(always)]
+            fn is_crossed(&mut self, _work: &mut Work<$family>, role: Role) -> bool {
+                steps::$crossed(role as u32) != 0
+            }
+
+            #[inline(always)]
             fn claim_xdp(&mut self, _config: &LbConfig, _work: &mut Work<$family>) -> bool {
                 steps::$claim_xdp() != 0
             }
@@ -376,14 +390,14 @@ env!(
     svc LB_SVC4, node LB_NODE4 Addr4, src LB_SRC4, cidr LB_CIDR4, range LB_RANGE4 RangeKey4,
     be LB_BE4, generations LB_GEN4, aff LB_AFF4, ct LB_CT4 Counter::Established4Made, Counter::Established4Gone, em LB_EM4, frag LB_FRAG4,
     lb_refresh4 lb_bring4 lb_forget4 lb_claim4 lb_claim_snat4 lb_attempt4 lb_mark_pair4
-    lb_give_way4 lb_meet_fragment4 lb_remember_frag4 lb_claim_xdp4
+    lb_give_way4 lb_meet_fragment4 lb_remember_frag4 lb_claim_xdp4 lb_crossed4
 );
 env!(
     V6, Ip6, SvcKey6, AffKey6, CtKey6, CtValue6,
     svc LB_SVC6, node LB_NODE6 Addr6, src LB_SRC6, cidr LB_CIDR6, range LB_RANGE6 RangeKey6,
     be LB_BE6, generations LB_GEN6, aff LB_AFF6, ct LB_CT6 Counter::Established6Made, Counter::Established6Gone, em LB_EM6, frag LB_FRAG6,
     lb_refresh6 lb_bring6 lb_forget6 lb_claim6 lb_claim_snat6 lb_attempt6 lb_mark_pair6
-    lb_give_way6 lb_meet_fragment6 lb_remember_frag6 lb_claim_xdp6
+    lb_give_way6 lb_meet_fragment6 lb_remember_frag6 lb_claim_xdp6 lb_crossed6
 );
 
 impl SockEnv for BpfEnv {

@@ -3,11 +3,12 @@
 //! Arguments are numbers and the context; everything else is in the work space of this CPU.
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
+use aya_ebpf::helpers::generated::bpf_redirect_peer;
 use lb_common::env::{Scratch, Table, Work};
 use lb_common::family::{Family, V4, V6};
 use lb_common::flow::Role;
-use lb_common::verdict::Verdict;
-use lb_common::{bound, crc32c, fragment, icmp, straight, switch, tc, track};
+use lb_common::verdict::{Step, Verdict};
+use lb_common::{bound, crc32c, fast, fragment, icmp, straight, switch, tc, track};
 
 use crate::env::{BpfEnv, config, mark};
 use crate::frame::SkbFrame;
@@ -35,7 +36,7 @@ fn verdict(verdict: Verdict) -> u32 {
     match verdict {
         Verdict::Pass => 0,
         // an answer never goes past the stack
-        Verdict::Drop | Verdict::Out => 1,
+        Verdict::Drop | Verdict::Out | Verdict::Peer(_) => 1,
         Verdict::Reply => 2,
     }
 }
@@ -73,7 +74,7 @@ macro_rules! steps {
         $give_way:ident $meet_fragment:ident $remember_fragment:ident
         $new_flow:ident $last_word:ident $to_backend:ident $guard_reply:ident $answer:ident $reset:ident
         $fragment:ident $straight:ident $switch:ident $sctp:ident $bound:ident
-        $icmp:ident $reroute:ident $claim_xdp:ident $complete:ident $out:ident
+        $icmp:ident $reroute:ident $claim_xdp:ident $complete:ident $out:ident $fast:ident $peer:ident $crossed:ident
     ) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -284,6 +285,30 @@ macro_rules! steps {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
+        pub extern "C" fn $crossed(role: u32) -> u32 {
+            let Some(scratch) = scratch() else { return 1 };
+            track::is_crossed(&mut BpfEnv, $family::mine(scratch), Role::of(role as u8)) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $fast(skb: *mut __sk_buff) -> u32 {
+            let (Some(config), Some(scratch)) = (config(), scratch()) else { return Step::Drop as u32 };
+            let mut frame = SkbFrame::new::<$family>(skb, config);
+            fast::forward(&mut frame, &mut BpfEnv, $family::mine(scratch)) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $peer() -> i32 {
+            let Some(scratch) = scratch() else { return TC_ACT_SHOT as i32 };
+            // SAFETY: a helper that takes numbers. Without the interface, or with a peer in this namespace, the packet
+            // is dropped.
+            unsafe { bpf_redirect_peer($family::mine(scratch).way.ifindex, 0) as i32 }
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
         pub extern "C" fn $out(skb: *mut __sk_buff) -> i32 {
             let Some(scratch) = scratch() else { return TC_ACT_SHOT as i32 };
             out(skb, $family::mine(scratch))
@@ -302,9 +327,9 @@ steps!(V4: lb_refresh4 lb_bring4 lb_forget4 lb_claim4 lb_claim_snat4 lb_attempt4
     lb_give_way4 lb_meet_fragment4 lb_remember_frag4
     lb_new_flow4 lb_last_word4 lb_to_backend4 lb_guard_reply4 lb_answer4 lb_reset4
     lb_fragment4 lb_straight4 lb_switch4 lb_sctp4 lb_bound4
-    lb_icmp4 lb_reroute4 lb_claim_xdp4 lb_complete4 lb_out4);
+    lb_icmp4 lb_reroute4 lb_claim_xdp4 lb_complete4 lb_out4 lb_fast4 lb_peer4 lb_crossed4);
 steps!(V6: lb_refresh6 lb_bring6 lb_forget6 lb_claim6 lb_claim_snat6 lb_attempt6 lb_mark_pair6
     lb_give_way6 lb_meet_fragment6 lb_remember_frag6
     lb_new_flow6 lb_last_word6 lb_to_backend6 lb_guard_reply6 lb_answer6 lb_reset6
     lb_fragment6 lb_straight6 lb_switch6 lb_sctp6 lb_bound6
-    lb_icmp6 lb_reroute6 lb_claim_xdp6 lb_complete6 lb_out6);
+    lb_icmp6 lb_reroute6 lb_claim_xdp6 lb_complete6 lb_out6 lb_fast6 lb_peer6 lb_crossed6);

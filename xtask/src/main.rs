@@ -98,7 +98,7 @@ enum Command {
     },
     /// Runs the conformance kit alone, fed by manifests, in all its variants or one
     Conformance {
-        /// default, hostile, exact-masquerade, socket-lb-all, xdp
+        /// default, hostile, exact-masquerade, socket-lb-all, xdp, fast
         variant: Option<String>,
         /// Ids of cases, with commas
         #[arg(long)]

@@ -22,16 +22,20 @@ pub(super) struct Found {
     pub(super) forward_drops: bool,
 }
 
-/// Looks at the tables that exist; asking for others would make them.
-pub(super) fn look(six: bool) -> io::Result<Found> {
+/// The tables that exist; asking for others would make them.
+pub(super) fn tables(six: bool) -> io::Result<Vec<String>> {
     let list = if six { "ip6_tables_names" } else { "ip_tables_names" };
-    let names = match std::fs::read_to_string(format!("/proc/thread-self/net/{list}")) {
-        Ok(names) => names,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::default()),
-        Err(error) => return Err(error),
-    };
-    let mut found = Found::default();
-    for table in TABLES.into_iter().filter(|table| names.lines().any(|name| name == *table)) {
+    match std::fs::read_to_string(format!("/proc/thread-self/net/{list}")) {
+        Ok(names) => Ok(names.lines().map(str::to_owned).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Looks at the tables that exist.
+pub(super) fn look(six: bool) -> io::Result<Found> {
+    let (names, mut found) = (tables(six)?, Found::default());
+    for table in TABLES.into_iter().filter(|table| names.iter().any(|name| name == table)) {
         let rules = sys::iptables::read(table, six)?;
         if chain_names(&rules.entries).any(is_kube_proxys) {
             found.tables.push(table);

@@ -10,6 +10,7 @@
 mod legacy;
 mod nfnl;
 mod nft;
+pub mod policy;
 mod process;
 mod rules;
 

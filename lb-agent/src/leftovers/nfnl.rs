@@ -59,18 +59,25 @@ impl Nfnl {
     /// # Errors
     /// The kernel refuses, or the tables changed during each of five tries.
     pub(super) fn list(&mut self, what: &NfTablesMessage) -> io::Result<Vec<Change>> {
+        Ok(self.list_counted(what)?.0)
+    }
+
+    /// As [`Nfnl::list`]; the second part is the number of objects that the crate cannot read.
+    pub(super) fn list_counted(&mut self, what: &NfTablesMessage) -> io::Result<(Vec<Change>, usize)> {
         for _ in 0..TRIES {
-            let mut found = Vec::new();
+            let (mut found, mut unread) = (Vec::new(), 0);
             let whole =
                 self.dump(NetfilterProtoFamily::Unspec, what.clone().into(), &mut |kind, payload| {
                     if let Ok(message) = NetfilterMessage::parse_with_param(payload, kind)
                         && let NetfilterMessageInner::NfTables(object) = message.inner
                     {
                         found.push((message.header.family, object));
+                    } else {
+                        unread += 1;
                     }
                 })?;
             if whole {
-                return Ok(found);
+                return Ok((found, unread));
             }
         }
         Err(io::Error::other("nftables changes all the time; try again when nobody writes rules"))

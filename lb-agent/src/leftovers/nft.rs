@@ -16,7 +16,7 @@ use super::nfnl::{Change, Nfnl};
 use super::rules::{Jump, Removal, is_kube_proxys, removal};
 
 /// The table of kube-proxy's nftables mode, one in family ip and one in ip6 (B150).
-const KUBE_PROXY: &str = "kube-proxy";
+pub(super) const KUBE_PROXY: &str = "kube-proxy";
 /// Our table that keeps NAT going, in family inet.
 pub(super) const KEEPER: &str = "lb-keep-nat";
 /// `NFTA_CT_DREG`, `NFTA_CT_KEY`, and the key `NFT_CT_STATUS`: loads the status of a flow into register 1.
@@ -194,23 +194,26 @@ fn target(expression: &ListAttribute<ExpressionAttribute>) -> Option<&String> {
 }
 
 /// A chain, as far as it matters here.
-struct Chain {
-    family: Family,
-    table: String,
-    name: String,
-    hook: Option<HookNumber>,
+pub(super) struct Chain {
+    pub(super) family: Family,
+    pub(super) table: String,
+    pub(super) name: String,
+    pub(super) hook: Option<HookNumber>,
+    /// `filter`, `nat`, `route`.
+    pub(super) kind: Option<String>,
     policy: Option<u32>,
 }
 
-fn chains(netfilter: &mut Nfnl) -> io::Result<Vec<Chain>> {
+pub(super) fn chains(netfilter: &mut Nfnl) -> io::Result<Vec<Chain>> {
     let list = netfilter.list(&NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() }))?;
     let read = |(family, object)| {
         let NfTablesMessage::NewChain(chain) = object else { return None };
-        let (mut table, mut name, mut hook, mut policy) = (None, None, None, None);
+        let (mut table, mut name, mut hook, mut policy, mut kind) = (None, None, None, None, None);
         for attribute in chain.attributes {
             match attribute {
                 ChainAttribute::Table(text) => table = Some(text),
                 ChainAttribute::Name(text) => name = Some(text),
+                ChainAttribute::Type(text) => kind = Some(text),
                 ChainAttribute::Policy(value) => policy = Some(value),
                 ChainAttribute::Hook(parts) => {
                     hook = parts.iter().find_map(|part| match part {
@@ -221,7 +224,7 @@ fn chains(netfilter: &mut Nfnl) -> io::Result<Vec<Chain>> {
                 _ => {}
             }
         }
-        Some(Chain { family, table: table?, name: name?, hook, policy })
+        Some(Chain { family, table: table?, name: name?, hook, kind, policy })
     };
     Ok(list.into_iter().filter_map(read).collect())
 }
@@ -253,12 +256,12 @@ fn delete_rules(table: &str, which: impl IntoIterator<Item = RuleAttribute>) -> 
     NfTablesMessage::DeleteRule(RuleMessage { attributes: [table].into_iter().chain(which).collect() })
 }
 
-fn is_ip(family: Family) -> bool {
+pub(super) fn is_ip(family: Family) -> bool {
     matches!(family, Family::IPv4 | Family::IPv6)
 }
 
 /// The family as `nft` writes it.
-fn word(family: Family) -> &'static str {
+pub(super) fn word(family: Family) -> &'static str {
     match family {
         Family::IPv4 => "ip",
         Family::IPv6 => "ip6",

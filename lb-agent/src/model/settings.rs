@@ -85,6 +85,18 @@ pub enum Xdp {
     Named(Vec<String>),
 }
 
+/// Whether flows between pods of this node may go past the stack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Fast {
+    /// No.
+    #[default]
+    Off,
+    /// Unless netfilter enforces policy between pods.
+    On,
+    /// In any case.
+    Force,
+}
+
 /// Capacities of the kernel tables; a plan never exceeds them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -145,6 +157,8 @@ pub struct Settings {
     pub selection: Algorithm,
     /// Size of all Maglev tables; `None` = by the number of endpoints.
     pub maglev_size: Option<u32>,
+    /// Whether flows between pods of this node may go past the stack.
+    pub fast: Fast,
     /// Capacities.
     pub limits: Limits,
     /// Least time between the end of an apply and the start of the next (B142).
@@ -172,6 +186,7 @@ impl Settings {
             xdp: Xdp::Off,
             selection: Algorithm::Random,
             maglev_size: None,
+            fast: Fast::Off,
             limits: Limits::PRODUCT,
             min_sync: Duration::from_secs(1),
             sync: Duration::from_secs(30),

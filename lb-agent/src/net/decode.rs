@@ -9,7 +9,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerTy
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::rule::RuleMessage;
 
 use crate::links::Link;
@@ -77,6 +77,7 @@ fn link(message: &LinkMessage) -> Link {
             _ => {}
         }
     }
+    link.peer_elsewhere = elsewhere;
     // A veth names its peer there, and a device without anything below may name itself.
     if elsewhere || link.kind == "veth" || link.lower == Some(message.header.index) {
         link.lower = None;
@@ -173,9 +174,40 @@ pub(super) fn neighbours(
     (known, stale)
 }
 
+/// Addresses that a route of the main table puts behind an interface by themselves, without a gateway, with its ifindex.
+pub(super) fn host_routes(routes: &[RouteMessage]) -> BTreeSet<(u32, IpAddr)> {
+    routes.iter().filter_map(host_route).collect()
+}
+
+fn host_route(route: &RouteMessage) -> Option<(u32, IpAddr)> {
+    let mut table = u32::from(route.header.table);
+    let (mut device, mut address) = (None, None);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Oif(index) => device = Some(*index),
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => address = Some(IpAddr::V4(*ip)),
+            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => address = Some(IpAddr::V6(*ip)),
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_) => {
+                return None;
+            }
+            _ => {}
+        }
+    }
+    let address = address?;
+    let whole = if address.is_ipv4() { 32 } else { 128 };
+    let plain = route.header.kind == RouteType::Unicast && table == MAIN_TABLE;
+    (plain && route.header.destination_prefix_length == whole).then_some((device?, address))
+}
+
 /// A routing rule that selects by source address.
 pub(super) fn looks_at_the_source(rule: &RuleMessage) -> bool {
     rule.header.src_len > 0
+}
+
+/// A route by which packets leave by such a device.
+pub(super) fn leaves_by(route: &RouteMessage, device: impl Fn(u32) -> bool) -> bool {
+    route.attributes.iter().any(|attribute| matches!(attribute, RouteAttribute::Oif(index) if device(*index)))
 }
 
 /// Devices by which a default route of the main table leaves; empty for any other route.

@@ -22,16 +22,18 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Handle, IpVersion, MulticastGroup, new_connection, new_multicast_connection};
 use tokio::sync::watch::Sender;
 
+use crate::attachset::attach_set;
+use crate::leftovers::policy;
 use crate::links::NodeNet;
-use crate::model::settings::Xdp;
+use crate::model::settings::{Fast, Xdp};
 use crate::xdpset::with_xdp;
 
 /// Events are gathered for so long before the next dump.
 const COALESCE: Duration = Duration::from_millis(50);
 /// Pause before netlink is tried again after a failure.
 const RETRY: Duration = Duration::from_secs(1);
-/// With XDP, how often it is read anew without an event: nobody tells of IPsec policies and ethtool's settings, and
-/// neighbours that XDP alone uses have to be confirmed.
+/// With XDP or fast forwarding, how often it is read anew without an event: nobody tells of IPsec policies, ethtool's
+/// settings and netfilter's rules, and neighbours that only our programs use have to be confirmed.
 const REFRESH: Duration = Duration::from_secs(5);
 /// So many failures in a row end [`watch`].
 const MAX_FAILURES: u32 = 10;
@@ -82,12 +84,28 @@ pub enum NetError {
 pub async fn snapshot() -> Result<NodeNet, NetError> {
     let (connection, handle, _) = new_connection().map_err(NetError::Socket)?;
     let task = tokio::spawn(connection);
-    let net = dump(&handle, &Xdp::Off).await;
+    let net = dump(&handle, &Wishes { xdp: Xdp::Off, fast: Fast::Off }).await;
     task.abort();
     Ok(net?.0)
 }
 
-/// Keeps `tx` at the node's network, with what XDP on these interfaces needs; returns when nobody listens any more.
+/// What is to be known beyond links, addresses and routes.
+#[derive(Clone, Debug)]
+pub struct Wishes {
+    /// Interfaces that are to carry XDP.
+    pub xdp: Xdp,
+    /// Whether pods are to be reached past the stack.
+    pub fast: Fast,
+}
+
+impl Wishes {
+    /// Neighbours, and what nobody tells of, matter.
+    fn more(&self) -> bool {
+        self.xdp != Xdp::Off || self.fast != Fast::Off
+    }
+}
+
+/// Keeps `tx` at the node's network, with what `wishes` need; returns when nobody listens any more.
 ///
 /// It subscribes before the first dump, so nothing is missed; events are gathered for 50 ms; an equal state is not
 /// sent again. After an overrun (`ENOBUFS`) the state is dumped anew like after any event. Cancel-safe: dropping the
@@ -95,10 +113,10 @@ pub async fn snapshot() -> Result<NodeNet, NetError> {
 ///
 /// # Errors
 /// Netlink failed ten times in a row, a second apart; `tx` still holds the last good state.
-pub async fn watch(tx: Sender<NodeNet>, xdp: Xdp) -> Result<(), NetError> {
+pub async fn watch(tx: Sender<NodeNet>, wishes: Wishes) -> Result<(), NetError> {
     let mut failures = 0;
     loop {
-        match follow(&tx, &xdp, &mut failures).await {
+        match follow(&tx, &wishes, &mut failures).await {
             Ok(()) => return Ok(()),
             Err(error) => {
                 failures += 1;
@@ -122,8 +140,8 @@ impl Drop for AbortOnDrop {
 }
 
 /// One subscription, from the first dump until nobody listens or netlink fails.
-async fn follow(tx: &Sender<NodeNet>, xdp: &Xdp, failures: &mut u32) -> Result<(), NetError> {
-    let neighbours = (*xdp != Xdp::Off).then_some(MulticastGroup::Neigh);
+async fn follow(tx: &Sender<NodeNet>, wishes: &Wishes, failures: &mut u32) -> Result<(), NetError> {
+    let neighbours = wishes.more().then_some(MulticastGroup::Neigh);
     let groups: Vec<_> = GROUPS.iter().copied().chain(neighbours).collect();
     let (connection, _events_handle, mut events) =
         new_multicast_connection(&groups).map_err(NetError::Socket)?;
@@ -132,10 +150,11 @@ async fn follow(tx: &Sender<NodeNet>, xdp: &Xdp, failures: &mut u32) -> Result<(
     let (connection, handle, _) = new_connection().map_err(NetError::Socket)?;
     let _dump_task = AbortOnDrop(tokio::spawn(connection));
     loop {
-        let (net, stale) = dump(&handle, xdp).await?;
+        let (net, stale) = dump(&handle, wishes).await?;
         *failures = 0;
         confirm(&handle, &stale).await;
-        let ports: BTreeSet<u32> = xdp_ports(&net, xdp);
+        let pods = pod_ports(&net, wishes.fast);
+        let ports: BTreeSet<u32> = xdp_ports(&net, &wishes.xdp).union(&pods).copied().collect();
         tx.send_if_modified(|old| {
             let changed = *old != net;
             *old = net;
@@ -146,10 +165,10 @@ async fn follow(tx: &Sender<NodeNet>, xdp: &Xdp, failures: &mut u32) -> Result<(
                 () = tx.closed() => return Ok(()),
                 event = events.next() => match event {
                     None => return Err(NetError::Socket(io::Error::other("the kernel's event stream ended"))),
-                    Some((message, _)) if matters(&message.payload, &ports) => break,
+                    Some((message, _)) if matters(&message.payload, &ports, &pods) => break,
                     Some(_) => {}
                 },
-                () = tokio::time::sleep(REFRESH), if *xdp != Xdp::Off => break,
+                () = tokio::time::sleep(REFRESH), if wishes.more() => break,
             }
         }
         tokio::time::sleep(COALESCE).await;
@@ -157,18 +176,43 @@ async fn follow(tx: &Sender<NodeNet>, xdp: &Xdp, failures: &mut u32) -> Result<(
     }
 }
 
-/// Whether an event can change [`NodeNet`]: all but routes that are no default routes (a BGP router has many).
-/// Overruns do: anything may have been lost. Neighbours matter behind interfaces with XDP.
-fn matters(payload: &NetlinkPayload<RouteNetlinkMessage>, ports: &BTreeSet<u32>) -> bool {
+/// Whether an event can change [`NodeNet`]: all but routes that are neither default routes (a BGP router has many) nor
+/// such by which one of `pods` is reached. Overruns do: anything may have been lost. Neighbours matter behind `ports`.
+fn matters(
+    payload: &NetlinkPayload<RouteNetlinkMessage>,
+    ports: &BTreeSet<u32>,
+    pods: &BTreeSet<u32>,
+) -> bool {
     match payload {
         NetlinkPayload::InnerMessage(
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
-        ) => route.header.destination_prefix_length == 0,
+        ) => {
+            route.header.destination_prefix_length == 0
+                || decode::leaves_by(route, |index| pods.contains(&index))
+        }
         NetlinkPayload::InnerMessage(
             RouteNetlinkMessage::NewNeighbour(neighbour) | RouteNetlinkMessage::DelNeighbour(neighbour),
         ) => ports.contains(&neighbour.header.ifindex),
         _ => true,
     }
+}
+
+/// Near ends of the links of pods to which packets can be handed past the stack: those of a pair whose other end is in
+/// another namespace, and no ports of a bridge.
+fn pod_ports(net: &NodeNet, fast: Fast) -> BTreeSet<u32> {
+    if fast == Fast::Off {
+        return BTreeSet::new();
+    }
+    let pods = attach_set(net).into_iter().filter(|(_, attachment)| attachment.pod_facing && !attachment.l3);
+    let pair = |index: &u32| {
+        net.links.get(index).is_some_and(|link| {
+            matches!(link.kind.as_str(), "veth" | "netkit")
+                && link.peer_elsewhere
+                && link.up
+                && link.master.is_none()
+        })
+    };
+    pods.map(|(index, _)| index).filter(pair).collect()
 }
 
 /// Interfaces that may carry XDP.
@@ -181,7 +225,7 @@ fn xdp_ports(net: &NodeNet, xdp: &Xdp) -> BTreeSet<u32> {
         .collect()
 }
 
-/// Has the kernel ask neighbours whether they are still there, as it would by itself if it sent to them; XDP does.
+/// Has the kernel ask neighbours whether they are there, as it would by itself if it sent to them; our programs do.
 async fn confirm(handle: &Handle, stale: &[(u32, IpAddr)]) {
     for (index, address) in stale {
         let flags = NeighbourFlags::Use;
@@ -191,8 +235,8 @@ async fn confirm(handle: &Handle, stale: &[(u32, IpAddr)]) {
     }
 }
 
-/// One complete dump, and the neighbours of XDP interfaces that nobody has confirmed lately.
-async fn dump(handle: &Handle, xdp: &Xdp) -> Result<(NodeNet, Vec<(u32, IpAddr)>), NetError> {
+/// One complete dump, and the neighbours that our programs use and nobody has confirmed lately.
+async fn dump(handle: &Handle, wishes: &Wishes) -> Result<(NodeNet, Vec<(u32, IpAddr)>), NetError> {
     let at = |what| move |source| NetError::Dump { what, source };
     let links = handle.link().get().execute().try_collect::<Vec<_>>().await.map_err(at("links"))?;
     let addresses =
@@ -225,19 +269,36 @@ async fn dump(handle: &Handle, xdp: &Xdp) -> Result<(NodeNet, Vec<(u32, IpAddr)>
         source_rules,
         ..NodeNet::default()
     };
-    if *xdp == Xdp::Off {
+    if !wishes.more() {
         return Ok((net, Vec::new()));
     }
-    net.xfrm_policies = crate::sys::xfrm::policies();
-    for (index, link) in &mut net.links {
-        let tagged = links.iter().any(|above| decode::is_vlan_on(above, *index));
-        link.strips_tags = tagged && crate::sys::ethtool::strips_tags(&link.name);
+    if wishes.xdp != Xdp::Off {
+        net.xfrm_policies = crate::sys::xfrm::policies();
+        for (index, link) in &mut net.links {
+            let tagged = links.iter().any(|above| decode::is_vlan_on(above, *index));
+            link.strips_tags = tagged && crate::sys::ethtool::strips_tags(&link.name);
+        }
     }
-    let ports = xdp_ports(&net, xdp);
+    if wishes.fast == Fast::On {
+        net.forward_policy = policy::look();
+    }
     let found =
         handle.neighbours().get().execute().try_collect::<Vec<_>>().await.map_err(at("neighbours"))?;
-    let (known, stale) = decode::neighbours(&found, |index| ports.contains(&index));
+    let ports = xdp_ports(&net, &wishes.xdp);
+    let (known, mut stale) = decode::neighbours(&found, |index| ports.contains(&index));
     net.neighbours = known;
+    let pods = pod_ports(&net, wishes.fast);
+    let (known, doubtful) = decode::neighbours(&found, |index| pods.contains(&index));
+    for pod in decode::host_routes(&routes).into_iter().filter(|(index, _)| pods.contains(index)) {
+        match known.get(&pod) {
+            Some(mac) => {
+                net.pods.insert(pod, *mac);
+                stale.extend(doubtful.contains(&pod).then_some(pod));
+            }
+            // nobody has sent to it yet
+            None => stale.push(pod),
+        }
+    }
     Ok((net, stale))
 }
 

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use lb_common::abi::{
-    CFG_CIDR4, CFG_CIDR6, CFG_DETECT_CIDR4, CFG_DETECT_CIDR6, CFG_DETECT_IF, CFG_MASQ_LOCAL,
-    CFG_REJECT_UNKNOWN, CFG_SOURCE_RULES, IF_DETECT, IF_L3, IF_POD, Iface, LbConfig, NODE_HOST_NODEPORT,
-    NODE_LOCAL, NODE_NODEPORT, PortRange,
+    CFG_CIDR4, CFG_CIDR6, CFG_DETECT_CIDR4, CFG_DETECT_CIDR6, CFG_DETECT_IF, CFG_FAST, CFG_FAST_FLOWS,
+    CFG_MASQ_LOCAL, CFG_REJECT_UNKNOWN, CFG_SOURCE_RULES, IF_DETECT, IF_L3, IF_POD, Iface, LbConfig,
+    NODE_HOST_NODEPORT, NODE_LOCAL, NODE_NODEPORT, PortRange,
 };
 
 use super::encode::{self, Full};
@@ -17,7 +17,7 @@ use super::snat::snat_pool;
 use crate::desired::Desired;
 use crate::links::{Attachment, Link, NodeNet};
 use crate::model::Family;
-use crate::model::settings::{DetectLocal, Mode, Settings, SocketLb};
+use crate::model::settings::{DetectLocal, Fast, Mode, Settings, SocketLb};
 use crate::store::Snapshot;
 
 /// Adds the interfaces (B75, B76, and what MASQUERADE would take for each).
@@ -125,12 +125,29 @@ pub fn configure(
     if net.source_rules {
         config.flags |= CFG_SOURCE_RULES;
     }
+    config.flags |= match fast(net, settings) {
+        Ok(true) => CFG_FAST | CFG_FAST_FLOWS,
+        Ok(false) | Err(_) => 0,
+    };
     detect_local(&mut config, node, settings);
     if settings.mode == Mode::Nftables {
         config.flags |= CFG_REJECT_UNKNOWN;
         service_cidrs(&mut config, snapshot, tables);
     }
     tables.config = config;
+}
+
+/// Whether new flows between pods may go past the stack; `Err`: that was asked for, and netfilter enforces policy that
+/// they would bypass, at the places named.
+///
+/// # Errors
+/// See above; such flows then go the normal way.
+pub fn fast<'a>(net: &'a NodeNet, settings: &Settings) -> Result<bool, &'a [String]> {
+    match settings.fast {
+        Fast::Off => Ok(false),
+        Fast::On if !net.forward_policy.is_empty() => Err(&net.forward_policy),
+        Fast::On | Fast::Force => Ok(true),
+    }
 }
 
 /// A clusterCIDR without the node's primary family, by which nobody is told from a pod there (B77, B165).

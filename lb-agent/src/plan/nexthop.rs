@@ -1,15 +1,17 @@
-//! Rows of `LB_NH`: interfaces that carry XDP, and their neighbours.
+//! Rows of `LB_NH`: interfaces that carry XDP, and their neighbours; pods of this node, where they are reached past the
+//! stack.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use lb_common::abi::{NH_PORT, NextHop, neighbour_row, port_row};
+use lb_common::abi::{BE_LOCAL, NH_POD, NH_PORT, NextHop, neighbour_row, port_row};
 use lb_common::family::Ip6;
 
 use crate::desired::Desired;
 use crate::links::{Attachment, NodeNet};
 
-/// Adds the rows. A row that two neighbours would share stays empty: flows by way of either are TC's.
+/// Adds the rows, and tells local backends theirs. A row that two neighbours would share stays empty: flows by way of
+/// either are TC's.
 pub(super) fn add(net: &NodeNet, attachments: &BTreeMap<u32, Attachment>, tables: &mut Desired) {
     let mut ports = BTreeMap::new();
     for (index, link) in &net.links {
@@ -26,7 +28,29 @@ pub(super) fn add(net: &NodeNet, attachments: &BTreeMap<u32, Attachment>, tables
         let hop = NextHop { dmac: *mac, ..*port };
         rows.entry(neighbour_row(*index, &wide(*address))).and_modify(|row| *row = None).or_insert(Some(hop));
     }
+    for ((index, address), mac) in &net.pods {
+        let Some(link) = net.links.get(index) else { continue };
+        let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
+        let hop = NextHop { ifindex: *index, flags: NH_POD, mtu, dmac: *mac, smac: link.mac };
+        rows.entry(neighbour_row(*index, &wide(*address))).and_modify(|row| *row = None).or_insert(Some(hop));
+    }
     tables.nexthops.extend(rows.into_iter().filter_map(|(row, hop)| Some((row, hop?))));
+    let pods: BTreeMap<IpAddr, u32> = net
+        .pods
+        .keys()
+        .map(|(index, address)| (*address, neighbour_row(*index, &wide(*address))))
+        .filter(|(_, row)| tables.nexthops.contains_key(row))
+        .collect();
+    if pods.is_empty() {
+        return;
+    }
+    let row = |address: IpAddr, flags| if flags & BE_LOCAL == 0 { None } else { pods.get(&address).copied() };
+    for backend in tables.backends4.values_mut() {
+        backend.nexthop = row(backend.addr.into(), backend.flags).unwrap_or(0);
+    }
+    for backend in tables.backends6.values_mut() {
+        backend.nexthop = row(backend.addr.into(), backend.flags).unwrap_or(0);
+    }
 }
 
 /// The address in the first bytes of sixteen.

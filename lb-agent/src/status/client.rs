@@ -56,6 +56,12 @@ pub fn text(status: &Value) -> String {
     if maglev > 0 {
         lines.push(format!("maglev     {maglev} service ports (`lb-agent dump` says which)"));
     }
+    let fast = &status["fast"];
+    if fast["on"] == true {
+        let forced = if fast["forced"] == true { ", forced" } else { "" };
+        lines.push(format!("fast       between pods of this node, {} addresses{forced}", fast["pods"]));
+    }
+    lines.extend(array(fast, "refused").filter_map(Value::as_str).map(|w| format!("warning    {w}")));
     lines.extend(array(status, "xdpRefused").filter_map(Value::as_str).map(|w| format!("warning    {w}")));
     lines.extend(array(status, "failures").filter_map(Value::as_str).map(|f| format!("FAILED     {f}")));
     let warnings = ["warnings", "leftoverWarnings", "alerts"].into_iter().flat_map(|key| array(status, key));

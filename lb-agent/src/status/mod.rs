@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod client;
+pub mod fast;
 pub mod health;
 pub mod healthcheck;
 pub mod metrics;
@@ -81,6 +82,8 @@ pub struct Status {
     pub xdp: Vec<String>,
     /// Interfaces that were to carry XDP and do not, with the reason.
     pub xdp_refused: Vec<String>,
+    /// Whether flows between pods go past the stack.
+    pub fast: fast::FastState,
     /// Changes seen (B140).
     pub service_changes: u64,
     /// As `service_changes`, for EndpointSlices.

@@ -8,12 +8,16 @@ const GET_INFO: libc::c_int = 64;
 const GET_ENTRIES: libc::c_int = 65;
 /// `struct ipt_getinfo`: name, valid hooks, 5 entries, 5 underflows, number of entries, their size.
 const INFO: usize = 84;
+const INFO_HOOKS: usize = 32;
+const INFO_ENTRY: usize = 36;
 const INFO_UNDERFLOW: usize = 56;
 const INFO_SIZE: usize = 80;
 /// Where the entries begin in `struct ipt_get_entries`.
 const HEADER: usize = 40;
 /// Where an entry says how far its target is: in `struct ipt_entry` and in `struct ip6t_entry`.
 const TARGET_OFFSET: [usize; 2] = [88, 140];
+/// Sizes of these structures: matches begin behind them.
+const HEAD: [usize; 2] = [112, 168];
 /// Where a standard target has its verdict, and the verdict DROP there.
 const VERDICT: usize = 32;
 const DROP: i32 = -1;
@@ -23,6 +27,8 @@ const DROP: i32 = -1;
 pub struct Table {
     /// Its entries, as the kernel keeps them.
     pub entries: Vec<u8>,
+    /// Where the built-in chain of each hook begins in `entries`, bytes; `None` = it has none.
+    entry: [Option<u32>; 5],
     /// Where the policy of each hook is in `entries`, bytes.
     underflow: [u32; 5],
     six: bool,
@@ -41,6 +47,89 @@ impl Table {
         };
         verdict() == Some(DROP)
     }
+}
+
+impl Table {
+    /// Where the built-in chain of a hook begins; `None` = the table has none.
+    #[must_use]
+    pub fn start(&self, hook: usize) -> Option<usize> {
+        usize::try_from((*self.entry.get(hook)?)?).ok()
+    }
+
+    /// The entry there is the policy of a built-in chain.
+    #[must_use]
+    pub fn is_policy(&self, at: usize) -> bool {
+        (0..5).any(|hook| {
+            self.start(hook).is_some()
+                && self.underflow.get(hook).is_some_and(|u| usize::try_from(*u) == Ok(at))
+        })
+    }
+
+    /// All entries in their order. Ends at one that is malformed.
+    pub fn walk(&self) -> impl Iterator<Item = Entry<'_>> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let entry = self.at(at)?;
+            at = entry.next;
+            Some(entry)
+        })
+    }
+
+    fn at(&self, at: usize) -> Option<Entry<'_>> {
+        let place = TARGET_OFFSET[usize::from(self.six)];
+        let bytes = self.entries.get(at..)?;
+        let target = usize::from(u16::from_ne_bytes(field(bytes, place)?));
+        let size = usize::from(u16::from_ne_bytes(field(bytes, place + 2)?));
+        let bytes = bytes.get(..size)?;
+        let matches = bytes.get(HEAD[usize::from(self.six)]..target)?;
+        let data = bytes.get(target..)?;
+        Some(Entry { at, next: at + size, target: name(data)?, matches, data })
+    }
+}
+
+/// A rule, or the head of a chain.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    /// Where it begins.
+    pub at: usize,
+    /// Where the next one begins.
+    pub next: usize,
+    /// Name of its target; empty = the standard one.
+    pub target: &'a str,
+    matches: &'a [u8],
+    data: &'a [u8],
+}
+
+impl<'a> Entry<'a> {
+    /// Verdict of the standard target: negative, or where the chain begins that it leads to.
+    #[must_use]
+    pub fn verdict(&self) -> Option<i32> {
+        if self.target.is_empty() { field(self.data, VERDICT).map(i32::from_ne_bytes) } else { None }
+    }
+
+    /// What the target `ERROR` holds: the name of the chain that begins behind it.
+    #[must_use]
+    pub fn error_name(&self) -> String {
+        let text = self.data.get(VERDICT..).unwrap_or_default();
+        String::from_utf8_lossy(text.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
+    }
+
+    /// Name, revision and data of each match.
+    pub fn matches(&self) -> impl Iterator<Item = (&'a str, u8, &'a [u8])> {
+        let mut rest = self.matches;
+        std::iter::from_fn(move || {
+            let size = usize::from(u16::from_ne_bytes(field(rest, 0)?));
+            let one = rest.get(..size).filter(|one| one.len() >= VERDICT)?;
+            rest = rest.get(size..)?;
+            Some((name(one)?, *one.get(31)?, one.get(VERDICT..)?))
+        })
+    }
+}
+
+/// The name in the head of a match or target: 29 bytes behind its size.
+fn name(head: &[u8]) -> Option<&str> {
+    let text = head.get(2..31)?.split(|byte| *byte == 0).next()?;
+    std::str::from_utf8(text).ok()
 }
 
 /// Reads a table of the calling thread's network namespace. A table that does not exist yet is made by this: look into
@@ -69,7 +158,10 @@ pub fn read(table: &str, six: bool) -> io::Result<Table> {
         match get(&socket, level, GET_ENTRIES, table, length, Some(size)) {
             Ok(mut bytes) => {
                 bytes.drain(..HEADER.min(bytes.len()));
-                return Ok(Table { entries: bytes, underflow, six });
+                let hooks = word(INFO_HOOKS);
+                let entry =
+                    std::array::from_fn(|hook| (hooks & 1 << hook != 0).then(|| word(INFO_ENTRY + 4 * hook)));
+                return Ok(Table { entries: bytes, entry, underflow, six });
             }
             Err(error) => last = Some(error),
         }

@@ -68,6 +68,11 @@ pub const CFG_CSUM_IPV6: u32 = 1 << 7;
 /// `flags` is the first word of the configuration, in every layout: the new agent sets it for the old programs.
 pub const CFG_MIGRATING: u32 = 1 << 31;
 
+/// New flows between pods of this node may be fast.
+pub const CFG_FAST: u32 = 1 << 13;
+/// There may be fast flows: set with [`CFG_FAST`], and left when that goes.
+pub const CFG_FAST_FLOWS: u32 = 1 << 14;
+
 /// The node has routing rules that look at the source (`ip rule from`): replies ask them again with the frontend as
 /// their source.
 pub const CFG_SOURCE_RULES: u32 = 1 << 12;
@@ -112,3 +117,5 @@ pub const PAIR_SEEN: u8 = 1 << 0;
 pub const PAIR_MOVED: u8 = 1 << 1;
 /// A socket of the host has the one as its source and was aimed at the other by a socket hook, to be masqueraded.
 pub const PAIR_BOUND: u8 = 1 << 2;
+/// A fast flow was made between the two.
+pub const PAIR_FAST: u8 = 1 << 3;

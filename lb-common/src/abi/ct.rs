@@ -48,8 +48,8 @@ pub struct CtValue<F: Family> {
     pub aux_port: [u8; 2],
     /// The client's own port, network order (differs from the one behind the DNAT for a moved flow).
     pub client_port: [u8; 2],
-    /// Rows of `LB_NH`, for XDP flows: towards the backend in the low half, towards the client in the high one;
-    /// 0 = not known, the packet is TC's.
+    /// Rows of `LB_NH`, for XDP and fast flows: towards the backend in the low half, towards the client in the high
+    /// one; 0 = not known, the packet is TC's.
     pub nexthop: u32,
     /// Backend id; 0 for a pass entry.
     pub backend: u32,
@@ -95,7 +95,7 @@ pub const POS_OUT: u8 = 1;
 
 /// The flow's source is masqueraded at egress.
 pub const CT_MASQ: u16 = 1 << 0;
-/// The flow was born at XDP and keeps that kind: one pair, both rewrites in one step.
+/// The flow was born at XDP, or is fast, and keeps that kind: one pair, both rewrites in one step.
 pub const CT_XDP: u16 = 1 << 1;
 /// Not ours: the packet passes unchanged and is not balanced.
 pub const CT_PASS: u16 = 1 << 2;
@@ -112,6 +112,8 @@ pub const CT_MOVED: u16 = 1 << 7;
 /// Client and backend are on ports of one bridge, and replies are switched: requests are given the backend's MAC address,
 /// so that they are switched, too.
 pub const CT_SWITCHED: u16 = 1 << 8;
+/// Between two pods of this node, past the stack: of the XDP kind (`CT_XDP` is set, too), its source kept.
+pub const CT_FAST: u16 = 1 << 10;
 /// The node's own flow, or another masquerade's, that was given another source: a flow of ours has its port, or a socket
 /// hook translated its socket, which is bound to an address that would not come back. It has a SNAT pair and no other.
 pub const CT_GUARD: u16 = 1 << 12;

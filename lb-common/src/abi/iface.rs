@@ -34,10 +34,10 @@ pub const NODE_LOCAL: u32 = 1 << 1;
 /// from outside with such a destination is never balanced, so that no neighbour reaches what is meant for this host.
 pub const NODE_HOST_NODEPORT: u32 = 1 << 2;
 
-/// Value of `LB_NH` (array; row 0 is never used): what XDP needs to know of links and neighbours.
+/// Value of `LB_NH` (array; row 0 is never used): what XDP and fast forwarding need to know of links and neighbours.
 ///
 /// Rows 1 to 255 are interfaces that carry XDP ([`port_row`]): `smac` is their own address, `dmac` zero. The others
-/// are neighbours of such interfaces ([`neighbour_row`]): all of one row have the same (interface, address), a row
+/// are neighbours of such interfaces, or pods ([`neighbour_row`]): all of one row have the same (interface, address), a row
 /// that two neighbours would share is left empty. So an address whose MAC changes changes one row, and all flows
 /// that name it follow.
 #[repr(C, align(4))]
@@ -58,6 +58,9 @@ const _: () = assert!(size_of::<NextHop>() == 20);
 
 /// The row is an interface, not a neighbour.
 pub const NH_PORT: u16 = 1 << 0;
+/// The row is a pod of this node behind the interface, whose other end is in the pod's network namespace. Such rows are
+/// made only while fast forwarding is on.
+pub const NH_POD: u16 = 1 << 1;
 
 /// First row of neighbours.
 const NEIGHBOURS: u32 = 256;

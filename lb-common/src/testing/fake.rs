@@ -9,7 +9,7 @@ use std::vec::Vec;
 use crate::abi::{
     AffValue, CtKey, CtValue, FragKey, FragValue, Iface, NextHop, SkUdpKey, SkUdpValue, SvcValue,
 };
-use crate::abi::{PAIR_BOUND, PAIR_MOVED, PAIR_SEEN};
+use crate::abi::{PAIR_BOUND, PAIR_FAST, PAIR_MOVED, PAIR_SEEN};
 use crate::counter::Counter;
 use crate::env::{Env, Insert, Scratch, Sender, SockEnv, Table, Work};
 use crate::family::{Backend, Family, Ip4, Ip6, V4, V6};
@@ -277,6 +277,10 @@ impl<F: Side> Env<F> for FakeEnv {
     }
     fn sender(&self, packet: &Packet<F>) -> Sender<F> {
         F::side(self).senders.get(&(packet.src, packet.sport)).copied().unwrap_or_default()
+    }
+    fn pair_fast(&self, a: F::Addr, b: F::Addr) -> bool {
+        let byte = self.pairs.get(&pair_slot(F::role_slot(a), F::role_slot(b)));
+        byte.is_some_and(|bits| bits & PAIR_FAST != 0)
     }
     fn mark_pair(&mut self, work: &mut Work<F>) {
         let flow = &work.flow;

@@ -12,6 +12,7 @@ mod counters;
 mod detect;
 mod duties;
 mod errors;
+mod fast;
 mod fragments;
 mod host;
 mod hostile;
@@ -165,6 +166,7 @@ fn cases(kind: Kind) -> Vec<Case> {
         list.extend(upgrade::CASES);
         list.extend(capacity::CASES);
     }
+    list.extend(fast::CASES);
     // over VXLAN no pod of another node is behind a device that XDP could send by
     if kind != Kind::Overlay {
         list.extend(xdp::CASES);

@@ -38,11 +38,12 @@ pub(crate) const VARIANTS: &[Variant] = &[
     },
     Variant { name: "socket-lb-all", kinds: "flow", arguments: &["--agent-arg=--socket-lb=all"] },
     Variant { name: "xdp", kinds: "flow", arguments: &["--agent-arg=--xdp=eth0"] },
+    Variant { name: "fast", kinds: "flow", arguments: &["--agent-arg=--fast=force"] },
     Variant { name: "maglev", kinds: "flow,sequence", arguments: &["--agent-arg=--selection=maglev"] },
 ];
 
 /// Variants that run when they are named only: they look at the same rules by another way of the packets or of the choice.
-const WHEN_NAMED: &[&str] = &["xdp", "maglev"];
+const WHEN_NAMED: &[&str] = &["xdp", "maglev", "fast"];
 
 /// One variant takes two to seven minutes, several times that on a busy machine.
 const LIMIT: Duration = Duration::from_secs(45 * 60);
