@@ -80,10 +80,13 @@ proptest! {
         let shares = shares(&table);
         let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
         for m in members.iter().filter(|_| total > 0.0) {
-            let due = f64::from(m.weight) / total * table.len() as f64;
+            let part = f64::from(m.weight) / total;
+            let due = part * table.len() as f64;
             let has = shares.get(&m.id).copied().unwrap_or(0) as f64;
-            // a turn more or less than its part of the rounds, and the last round is not whole
-            prop_assert!((has - due).abs() <= 2.0, "{m:?}: {has} slots of {due}");
+            // Each is owed less than a turn when the slots are out, and what all are owed was given out in proportion;
+            // the last round is not whole.
+            let off = 2.0 + part * members.len() as f64;
+            prop_assert!((has - due).abs() <= off, "{m:?}: {has} slots of {due}");
         }
     }
 
