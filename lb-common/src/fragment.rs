@@ -4,7 +4,7 @@
 //! of its own that all CPUs share; later fragments become the same. They are seldom, so none of this is on the way of
 //! whole packets.
 
-use crate::abi::{FragKey, FragValue};
+use crate::abi::{FragKey, FragValue, NODE_LOCAL, PROTO_EXTERNAL};
 use crate::env::{Env, Work, ticks};
 use crate::family::Family;
 use crate::packet::Fragment;
@@ -35,6 +35,23 @@ pub fn meet<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, position: u8) 
     (work.value.sport, work.value.dport) = ([0; 2], [0; 2]);
     (work.value.flags, work.value.role) = (first.flags, first.role);
     true
+}
+
+/// A later fragment to this address whose first was not seen is ours, or nobody's: the address is an active ClusterIP, or
+/// an external address that is not the node's own. What comes to an address of the node may be for a process of it.
+#[inline(always)]
+pub fn is_ours<F: Family>(env: &impl Env<F>, addr: F::Addr) -> bool {
+    env.service(&F::svc_key(addr, [0; 2], 0)).is_some()
+        || env.service(&F::svc_key(addr, [0; 2], PROTO_EXTERNAL)).is_some()
+            && env.node(addr) & NODE_LOCAL == 0
+}
+
+/// Remembers that the first fragment in hand passed as it came: to a port that no Service has (B93), say.
+#[inline(always)]
+pub fn passes<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, position: u8) {
+    (work.value.src, work.value.dst, work.value.addr_delta) = (work.packet.src, work.packet.dst, 0);
+    (work.value.flags, work.value.role) = (0, 0);
+    env.remember_fragment(work, position);
 }
 
 /// Remembers what the first fragment in hand became: `work.value`.

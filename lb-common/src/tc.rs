@@ -12,6 +12,7 @@ use crate::decide::{Decision, Outcome, Source, Target, decide, is_nodeport, targ
 use crate::env::{Env, Table, Work};
 use crate::fast;
 use crate::flow::Role;
+use crate::fragment::{is_ours, passes};
 use crate::frame::Frame;
 use crate::icmp;
 use crate::nat::{rewrite, rewrite_fragment, rewrite_sctp, take_hop};
@@ -87,11 +88,8 @@ pub fn tc_in<F: LoadAddr>(
         return Step::Fragment;
     }
     if work.packet.fragment == Fragment::Later {
-        // no ports, and the first fragment was not seen: only a ClusterIP is certainly not for anybody else
-        return match env.service(&F::svc_key(work.packet.dst, [0; 2], 0)) {
-            Some(_) => drop(env, Counter::DropFragment),
-            None => Step::Pass,
-        };
+        // no ports, and the first fragment was not seen
+        return if is_ours(env, work.packet.dst) { drop(env, Counter::DropFragment) } else { Step::Pass };
     }
     let node_port = roles & ROLE_NODEPORT != 0 && is_nodeport(config, work.packet.dport);
     let masqueraded = roles & ROLE_SNAT != 0 && in_pool(config, work.packet.dport);
@@ -118,9 +116,18 @@ pub fn tc_in<F: LoadAddr>(
     }
     // a TCP packet in mid-stream without state may be of a connection that netfilter carries
     if !work.packet.begins_flow() || (!work.packet.has_ports() && !is_echo_request(&work.packet)) {
-        return if work.packet.is_error() { Step::ErrorIn } else { Step::Pass };
+        return if work.packet.is_error() { Step::ErrorIn } else { pass(env, work) };
     }
     Step::NewFlow
+}
+
+/// Lets the packet in hand pass as it came, and with a first fragment those that follow it.
+#[inline(always)]
+fn pass<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>) -> Step {
+    if work.packet.fragment == Fragment::First {
+        passes(env, work, POS_IN);
+    }
+    Step::Pass
 }
 
 /// Decides a packet that begins a flow, or may be rejected.
@@ -135,7 +142,7 @@ pub fn new_flow<F: LoadAddr>(
     let roles = env.roles(dst);
     let service = match target(env, config, roles, NODE_NODEPORT, dst, work.packet.dport, work.packet.proto) {
         Target::NotOurs if roles & ROLE_BACKEND != 0 => return Step::Straight,
-        Target::NotOurs => return Step::Pass,
+        Target::NotOurs => return pass(env, work),
         Target::UnknownAddress => return drop(env, Counter::DropUnknownAddress),
         Target::UnknownPort => return answer_for(work, Counter::RejectUnknownPort),
         Target::Service(service) => service,

@@ -71,6 +71,12 @@ pub fn active_value() -> SvcValue {
     SvcValue { flags: SVC_ADDRESS, ..SvcValue::default() }
 }
 
+/// The value that marks an external address.
+#[must_use]
+pub fn external_value() -> SvcValue {
+    SvcValue { flags: SVC_ADDRESS | SVC_EXTERNAL, ..SvcValue::default() }
+}
+
 /// Puts a frontend into its table.
 ///
 /// # Errors

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use lb_common::abi::{ROLE_BACKEND, ROLE_FRONTEND};
+use lb_common::abi::{PROTO_EXTERNAL, ROLE_BACKEND, ROLE_FRONTEND};
 
 use super::encode::{self, Full, PortSets};
 use super::expand::{Expanded, FrontendKind};
@@ -87,6 +87,12 @@ impl PortPlanner<'_> {
                 issues.push(full(port, &used, "delete unused Services"));
             } else if !key.address.is_unspecified() {
                 ids.roles.give(key.address, ROLE_FRONTEND, self.now);
+                if matches!(kind, FrontendKind::External { .. }) {
+                    let mark = FrontendKey { address: key.address, port: 0, protocol: PROTO_EXTERNAL };
+                    // without room for it, fragments that come before their first pass
+                    let _ =
+                        encode::put_service(tables, &mark, encode::external_value(), &self.settings.limits);
+                }
             }
         }
         self.add_ranges(port, id, family, tables, issues);

@@ -2,9 +2,9 @@
 
 /// Key of `LB_SVC4`: one IPv4 frontend.
 ///
-/// Three forms: (address, port, protocol) is a frontend; (0.0.0.0, port, protocol) is a NodePort, consulted when
+/// Four forms: (address, port, protocol) is a frontend; (0.0.0.0, port, protocol) is a NodePort, consulted when
 /// the destination is a NodePort address of `LB_NODE4`; (address, 0, 0) says that the address is an active
-/// ClusterIP (B91), whatever its ports.
+/// ClusterIP (B91), whatever its ports; (address, 0, 255) that it is an externalIP or a load balancer's address.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct SvcKey4 {
@@ -71,8 +71,11 @@ pub const SVC_HAS_ANY: u32 = 1 << 2;
 pub const SVC_MASQ_ALL: u32 = 1 << 3;
 /// Only sources inside `LB_RANGE4/6` may pass (B97); others are dropped (B99).
 pub const SVC_RANGES: u32 = 1 << 4;
-/// The entry has no port: it marks an active ClusterIP, whose unlisted ports and protocols are rejected (B91).
+/// The entry has no port: it marks an active ClusterIP, whose unlisted ports and protocols are rejected (B91), or with
+/// [`SVC_EXTERNAL`] an external address, whose are not (B93).
 pub const SVC_ADDRESS: u32 = 1 << 5;
+/// Protocol number of the entry that marks an external address: one that no packet has (RFC 3692).
+pub const PROTO_EXTERNAL: u8 = 255;
 /// Both ranges are Maglev tables: the slot is drawn by a hash of the flow (`crate::maglev`), not at random.
 pub const SVC_MAGLEV: u32 = 1 << 6;
 

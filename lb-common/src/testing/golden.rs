@@ -411,6 +411,13 @@ fn family(n: &Net) -> Vec<Golden> {
                 &[DropFragment],
             )
     });
+    golden("fragments_to_an_external_address_before_the_first", "B93 I5", &|s| {
+        let udp = |port, offset, more| P::udp(client, at(n.external, port)).with(part(offset, more));
+        s.drops(IN_UPLINK, &udp(80, 185, false), &[DropFragment])
+            // to a port that no Service has: not ours, nor what follows
+            .passes(IN_UPLINK, &udp(500, 0, true), &[])
+            .passes(IN_UPLINK, &udp(500, 185, false), &[])
+    });
     golden("a_refused_first_fragment_ends_the_memory_of_its_number", "B86 B91 I5", &|s| {
         let (dns, backend) = (at(n.cluster, 53), at(n.remote, 5353));
         let first = P::udp(pod, at(n.cluster, 999)).with(part(0, true));

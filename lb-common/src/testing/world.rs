@@ -138,6 +138,8 @@ impl World {
     pub fn frontend(&mut self, ip: IpAddr, port: u16, proto: u8, value: SvcValue) {
         self.role(ip, ROLE_FRONTEND);
         self.entry(ip, port, proto, SvcValue { flags: value.flags | SVC_EXTERNAL, ..value });
+        let marker = SvcValue { flags: SVC_ADDRESS | SVC_EXTERNAL, ..SvcValue::default() };
+        self.entry(ip, 0, PROTO_EXTERNAL, marker);
     }
 
     /// A ClusterIP with its marker (B91).

@@ -61,9 +61,9 @@ fn b1_to_b4_ignored_services_give_nothing() {
 #[test]
 fn b30_to_b34_every_kind_of_frontend_in_both_families() {
     let tables = edge_with(|_| (), &[endpoint("10.77.1.5", "ash")]);
-    let frontends: Vec<SvcKey4> = tables.services4.keys().filter(|k| k.proto != 0).copied().collect();
+    let frontends: Vec<SvcKey4> = tables.services4.keys().filter(|k| k.port != [0; 2]).copied().collect();
     assert_eq!(frontends, [key(ANY, 30443), key(CLUSTER, 443), key(EXTERNAL, 443), key(VIP, 443)]);
-    assert_eq!(tables.services6.keys().filter(|k| k.proto != 0).count(), 4);
+    assert_eq!(tables.services6.keys().filter(|k| k.port != [0; 2]).count(), 4);
     let ids: std::collections::BTreeSet<u32> = tables
         .services4
         .values()
@@ -235,7 +235,17 @@ fn b91_active_cluster_ips_have_an_entry_without_port_also_without_endpoints() {
     let tables = edge_with(|_| (), &[]);
     let active = SvcKey4 { addr: CLUSTER, ..SvcKey4::default() };
     assert_eq!(tables.services4[&active], SvcValue { flags: SVC_ADDRESS, ..SvcValue::default() });
-    assert_eq!(tables.services4.values().filter(|v| v.flags & SVC_ADDRESS != 0).count(), 1);
+    let marked = |mark: u32| {
+        let mark = |v: &&SvcValue| v.flags & (SVC_ADDRESS | SVC_EXTERNAL) == mark;
+        tables.services4.values().filter(mark).count()
+    };
+    assert_eq!(marked(SVC_ADDRESS), 1);
+    // and external addresses theirs, by which fragments know them; not NodePorts
+    assert_eq!(marked(SVC_ADDRESS | SVC_EXTERNAL), 2);
+    for addr in [EXTERNAL, VIP] {
+        let key = SvcKey4 { addr, proto: lb_common::abi::PROTO_EXTERNAL, ..SvcKey4::default() };
+        assert!(tables.services4.contains_key(&key));
+    }
 }
 
 #[test]
