@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::datapath::sizes::{self, Sizes};
 use crate::kubeproxy::{self, ConfigError, Conntrack, Parsed, ProxyConfig};
-use crate::model::settings::{Algorithm, DetectLocal, Fast, Settings, SocketLb, Xdp};
+use crate::model::settings::{Algorithm, DetectLocal, Dsr, Fast, Settings, SocketLb, Xdp};
 use crate::sys;
 use crate::watch::api::ApiSource;
 use crate::watch::api::bootstrap::{Bootstrap, BootstrapError, SERVICE_ACCOUNT};
@@ -150,6 +150,11 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value = "off", num_args = 0..=1, require_equals = true, default_missing_value = "on",
         value_name = "off|on|force")]
     pub fast: Fast,
+    /// How packets from outside for endpoints of other nodes are sent there so that the client's address is kept and the
+    /// answer leaves from there (DSR); only to nodes whose agent has this on, too. A Service says otherwise with the
+    /// annotation lb-agent.io/forwarding: snat. The fabric must let nodes send with addresses of each other
+    #[arg(long, value_enum, default_value = "off", value_name = "off|ipip|gue")]
+    pub dsr: Dsr,
     /// Where /healthz and /livez answer; wins over --config. Default 0.0.0.0:10256
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub healthz_bind_address: Option<String>,
@@ -347,7 +352,12 @@ impl RunArgs {
         };
         bootstrap.check()?;
         let needs_pod_cidrs = settings.detect == DetectLocal::NodeCidr;
-        Ok(SourceConfig::Api(ApiSource { bootstrap, node_name: settings.node_name.clone(), needs_pod_cidrs }))
+        Ok(SourceConfig::Api(ApiSource {
+            bootstrap,
+            node_name: settings.node_name.clone(),
+            needs_pod_cidrs,
+            all_nodes: settings.dsr != Dsr::Off,
+        }))
     }
 
     /// What the node is asked to be; for `--init-only`, which needs nothing else.
@@ -400,6 +410,7 @@ impl RunArgs {
             selection: self.selection,
             maglev_size: self.maglev_table_size,
             fast: self.fast,
+            dsr: self.dsr,
             min_sync: proxy.min_sync,
             sync: proxy.sync,
             ..Settings::for_node(&name)

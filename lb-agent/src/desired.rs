@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use lb_common::abi::{
-    Addr4, Addr6, Backend4, Backend6, Iface, LbConfig, NextHop, RangeKey4, RangeKey6, SvcKey4, SvcKey6,
+    Addr4, Addr6, Backend4, Backend6, Iface, LbConfig, NextHop, Peer, RangeKey4, RangeKey6, SvcKey4, SvcKey6,
     SvcValue,
 };
 
@@ -45,6 +45,12 @@ pub struct Desired {
     pub node6: BTreeMap<[u8; 16], u32>,
     /// `LB_NH`, by row.
     pub nexthops: BTreeMap<u32, NextHop>,
+    /// `LB_PEERS`, by row; row 0 is this node.
+    pub peers: BTreeMap<u32, Peer>,
+    /// `LB_PEER4`: the value is always 1.
+    pub peers4: BTreeMap<[u8; 4], u32>,
+    /// `LB_PEER6`: the value is always 1.
+    pub peers6: BTreeMap<[u8; 16], u32>,
     /// `LB_IF`, by ifindex.
     pub interfaces: BTreeMap<u32, Iface>,
     /// `LB_ROLES`, as the addresses that have a role and the union of their `ROLE_*` bits.

@@ -7,8 +7,8 @@ use std::net::IpAddr;
 
 use lb_common::abi::{
     BE_IN_CLUSTER, BE_IN_LOCAL, BE_LOCAL, IF_DETECT, IF_L3, IF_POD, NODE_HOST_NODEPORT, NODE_LOCAL,
-    NODE_NODEPORT, SVC_ADDRESS, SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL, SVC_MAGLEV, SVC_MASQ_ALL, SVC_RANGES,
-    SvcValue,
+    NODE_NODEPORT, SVC_ADDRESS, SVC_DSR, SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL, SVC_MAGLEV, SVC_MASQ_ALL,
+    SVC_RANGES, SvcValue,
 };
 
 use crate::desired::Desired;
@@ -24,6 +24,7 @@ const SVC: Names = &[
     (SVC_MASQ_ALL, "masquerade"),
     (SVC_RANGES, "ranges"),
     (SVC_MAGLEV, "maglev"),
+    (SVC_DSR, "dsr"),
 ];
 const BACKEND: Names =
     &[(BE_LOCAL as u32, "here"), (BE_IN_CLUSTER as u32, "cluster"), (BE_IN_LOCAL as u32, "local")];
@@ -74,6 +75,18 @@ pub fn dump(tables: &Desired) -> String {
     for (index, i) in &tables.interfaces {
         let snat = format!("snat4={} snat6={}", IpAddr::from(i.snat4), IpAddr::from(i.snat6));
         lines.push(format!("IF     {index} master={} {snat}{}", i.master, words(i.flags, IFACE)));
+    }
+    for (number, peer) in &tables.peers {
+        let how = match u16::from_be_bytes(peer.port) {
+            0 => "ipip".to_owned(),
+            port => format!("gue port={port}"),
+        };
+        let who = if *number == 0 { "this node" } else { "node" };
+        lines.push(format!(
+            "PEER   {number} {who} {} {} {how}",
+            IpAddr::from(peer.addr4),
+            IpAddr::from(peer.addr6)
+        ));
     }
     lines.extend(tables.namespaces.keys().map(|cookie| format!("NETNS  {cookie}")));
     let config = &tables.config;

@@ -14,6 +14,7 @@ use crate::model::{
     EndpointSpec, Family, Key, NodeSpec, Object, ObjectName, Policy, Protocol, ServiceCidrSpec, ServiceKind,
     ServicePort, ServiceSpec, SlicePort, SliceSpec,
 };
+use crate::peers::Answers;
 use crate::plan::ids::IdTable;
 use crate::plan::issue::Issue;
 use crate::plan::{Inputs, plan};
@@ -45,6 +46,7 @@ pub(crate) fn service(name: &str, cluster_ips: &[&str]) -> ServiceSpec {
         external: Policy::Cluster,
         affinity_s: None,
         selection: None,
+        forwarding: None,
         health_check_port: 0,
         ports: vec![port("p", Protocol::Tcp, 80, 0)],
     }
@@ -150,6 +152,7 @@ pub(crate) struct World {
     pub(crate) net: NodeNet,
     pub(crate) attachments: BTreeMap<u32, Attachment>,
     pub(crate) settings: Settings,
+    pub(crate) answers: Answers,
     pub(crate) ids: IdTable,
     pub(crate) now: Duration,
 }
@@ -162,7 +165,9 @@ impl World {
     pub(crate) fn with(settings: Settings) -> Self {
         let ids = IdTable::new(&settings.limits, 1000);
         let (net, attachments) = (net(), attachments());
-        let mut world = Self { store: Store::new([]), net, attachments, settings, ids, now: Duration::ZERO };
+        let answers = Answers::default();
+        let mut world =
+            Self { store: Store::new([]), net, attachments, settings, answers, ids, now: Duration::ZERO };
         world.put(Object::Node(Arc::new(node())));
         world
     }
@@ -199,6 +204,7 @@ impl World {
             net: &self.net,
             attachments: &self.attachments,
             settings: &self.settings,
+            answers: &self.answers,
         };
         plan(inputs, &mut self.ids, self.now)
     }

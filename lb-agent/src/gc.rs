@@ -16,7 +16,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lb_common::abi::{
-    CT_FIN_BACKEND, CT_FIN_CLIENT, CT_REPLIED, CT_RST, CtKey4, CtKey6, CtValue4, CtValue6, SkUdpKey,
+    CT_DSR, CT_FIN_BACKEND, CT_FIN_CLIENT, CT_REPLIED, CT_RST, CtKey4, CtKey6, CtValue4, CtValue6, SkUdpKey,
     SkUdpValue, names,
 };
 use lb_common::counter::Counter;
@@ -42,6 +42,8 @@ pub struct Timeouts {
     pub half_closed: Duration,
     /// TCP and SCTP after both sides' FIN, or a RST.
     pub closing: Duration,
+    /// TCP of which only the client is seen (DSR) after its FIN.
+    pub dsr_closing: Duration,
     /// TCP and SCTP before the handshake is over.
     pub embryonic: Duration,
     /// UDP without an answer, or answered within its first two seconds and no more.
@@ -58,6 +60,7 @@ impl Default for Timeouts {
             established: Duration::from_secs(24 * 3600),
             half_closed: Duration::from_secs(3600),
             closing: Duration::from_secs(10),
+            dsr_closing: Duration::from_secs(120),
             embryonic: Duration::from_secs(60),
             udp: Duration::from_secs(30),
             udp_replied: Duration::from_secs(180),
@@ -115,10 +118,13 @@ pub struct Life {
 pub fn expired(life: Life, embryonic: bool, now: u32, timeouts: &Timeouts) -> bool {
     let connection = matches!(i32::from(life.proto), libc::IPPROTO_TCP | libc::IPPROTO_SCTP);
     let fins = CT_FIN_CLIENT | CT_FIN_BACKEND;
+    let dsr = life.flags & CT_DSR != 0;
     let limit = if !connection {
-        if life.flags & CT_REPLIED != 0 && !embryonic { timeouts.udp_replied } else { timeouts.udp }
+        if dsr || life.flags & CT_REPLIED != 0 && !embryonic { timeouts.udp_replied } else { timeouts.udp }
     } else if life.flags & CT_RST != 0 || life.flags & fins == fins {
         timeouts.closing
+    } else if dsr && life.flags & CT_FIN_CLIENT != 0 {
+        timeouts.dsr_closing
     } else if embryonic {
         timeouts.embryonic
     } else if life.flags & fins != 0 {

@@ -21,6 +21,7 @@ pub(crate) mod memory_kernel;
 pub mod model;
 pub mod net;
 pub mod node;
+pub mod peers;
 pub mod plan;
 pub mod run;
 pub mod sockets;

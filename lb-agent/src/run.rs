@@ -19,7 +19,8 @@ use crate::events::{Event as Said, Events};
 use crate::gc::alerts::About;
 use crate::kernel::{ApplyReport, AttachReport, Kernel};
 use crate::links::NodeNet;
-use crate::model::settings::Settings;
+use crate::model::settings::{Dsr, Settings};
+use crate::peers;
 use crate::plan::ids::IdTable;
 use crate::plan::node::NodeFacts;
 use crate::plan::select::Place;
@@ -28,7 +29,7 @@ use crate::status::fast::FastState;
 use crate::status::healthcheck::health_checks;
 use crate::status::metrics::Metrics;
 use crate::status::{Status, Tables, unix_now};
-use crate::store::{Changed, Event, Store};
+use crate::store::{Changed, Event, Snapshot, Store};
 
 /// First pause after a failed apply; it doubles up to `Settings::sync`.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -44,6 +45,9 @@ pub enum RunError {
     /// The watch of the node's network has ended.
     #[error("the watch of the node's network has ended")]
     NetGone,
+    /// Nobody asks the other nodes any more.
+    #[error("the watch of the other nodes has ended")]
+    PeersGone,
 }
 
 /// What the loop works with.
@@ -57,6 +61,8 @@ pub struct Parts<K> {
     pub events: mpsc::Receiver<Event>,
     /// The node's network; the first change is its first full state.
     pub net: watch::Receiver<NodeNet>,
+    /// What other nodes say of themselves.
+    pub peers: peers::Link,
     /// How the operator wants it.
     pub settings: Settings,
     /// Where to publish.
@@ -92,6 +98,10 @@ pub async fn run<K: Kernel>(parts: Parts<K>, stop: impl Future<Output = ()>) -> 
                 changed.map_err(|_closed| RunError::NetGone)?;
                 worker.net_changed();
             }
+            changed = worker.peers.answers.changed() => {
+                changed.map_err(|_closed| RunError::PeersGone)?;
+                worker.queue(Changed { others: 1, ..Changed::default() });
+            }
             () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => worker.cycle(),
             _ = tick.tick() => worker.tick(),
         }
@@ -104,6 +114,7 @@ struct Worker<K> {
     events: mpsc::Receiver<Event>,
     net: watch::Receiver<NodeNet>,
     net_known: bool,
+    peers: peers::Link,
     settings: Settings,
     status: watch::Sender<Status>,
     metrics: Metrics,
@@ -133,7 +144,7 @@ struct Worker<K> {
 
 impl<K: Kernel> Worker<K> {
     fn new(parts: Parts<K>) -> Self {
-        let Parts { kernel, store, events, net, settings, status, metrics, tell, seed } = parts;
+        let Parts { kernel, store, events, net, peers, settings, status, metrics, tell, seed } = parts;
         let limits = kernel.limits().unwrap_or(settings.limits);
         let settings = Settings { kernel_flags: kernel.config_flags(), limits, ..settings };
         status.send_modify(|s| {
@@ -153,6 +164,7 @@ impl<K: Kernel> Worker<K> {
             events,
             net,
             net_known: false,
+            peers,
             settings,
             status,
             metrics,
@@ -232,8 +244,14 @@ impl<K: Kernel> Worker<K> {
         let net = self.net.borrow_and_update().clone();
         let snapshot = self.store.snapshot();
         let attachments = self.kernel.attach_set(&net);
-        let inputs =
-            Inputs { snapshot: &snapshot, net: &net, attachments: &attachments, settings: &self.settings };
+        let answers = self.ask_peers(&snapshot);
+        let inputs = Inputs {
+            snapshot: &snapshot,
+            net: &net,
+            attachments: &attachments,
+            settings: &self.settings,
+            answers: &answers,
+        };
         let (desired, issues) = plan(inputs, &mut self.ids, now);
         let applied = self.kernel.apply(&desired);
         // An interface without its row would drop what it should masquerade: rows first.
@@ -255,18 +273,35 @@ impl<K: Kernel> Worker<K> {
         if programmed {
             self.observe_triggers();
         }
+        let dsr = if self.settings.dsr == Dsr::Off { Vec::new() } else { peers::taken() };
         self.clean = complete;
         self.finish(complete);
         self.status.send_modify(|s| {
             s.eligible = !node.is_some_and(|n| n.leaving);
             s.fast = fast;
             // an interface that refuses says nothing about endpoints
+            s.dsr_peers = answers.lines().collect();
             if programmed {
+                s.dsr = dsr;
                 s.health_checks = checks;
                 s.health_check_addresses = check_addresses;
             }
             s.applied(applied, attached, Tables::of(&desired), issues);
         });
+    }
+
+    /// Has the other nodes asked, with DSR; what they have said.
+    fn ask_peers(&mut self, snapshot: &Snapshot) -> peers::Answers {
+        if self.settings.dsr != Dsr::Off {
+            let others = snapshot.nodes.values().filter(|n| n.name != self.settings.node_name);
+            let nodes: peers::Nodes = others.map(|n| (n.name.clone(), n.addresses.clone())).collect();
+            self.peers.nodes.send_if_modified(|asked| {
+                let changed = *asked != nodes;
+                *asked = nodes;
+                changed
+            });
+        }
+        self.peers.answers.borrow_and_update().clone()
     }
 
     /// Takes over the ids that the kernel holds; false = it cannot be read, and it is tried again later.

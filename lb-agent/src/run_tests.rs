@@ -33,6 +33,7 @@ fn start(kernel: MemoryKernel) -> Agent {
         store: Store::new([Source::Manifests]),
         events: event_reader,
         net: net_reader,
+        peers: peers::Link::default(),
         settings: fixture::settings(),
         status,
         metrics: metrics.clone(),

@@ -19,6 +19,8 @@ use crate::kernel::Kernel;
 use crate::kubeproxy;
 use crate::links::NodeNet;
 use crate::model::ObjectName;
+use crate::model::settings::Dsr;
+use crate::peers;
 use crate::run::{Parts, RunError, run};
 use crate::status::admin::Listen;
 use crate::status::metrics::Metrics;
@@ -139,8 +141,29 @@ where
     });
 
     let settings = config.settings;
-    let parts =
-        Parts { kernel, store, events: received, net, settings, status, metrics, tell, seed: random() };
+    let peers = if settings.dsr == Dsr::Off {
+        peers::Link::default()
+    } else {
+        let (link, asked, told) = peers::link();
+        let port = config.healthz.port();
+        tasks.spawn(async move {
+            peers::watch(port, asked, told).await;
+            Ok("watch of the other nodes")
+        });
+        link
+    };
+    let parts = Parts {
+        kernel,
+        store,
+        events: received,
+        net,
+        peers,
+        settings,
+        status,
+        metrics,
+        tell,
+        seed: random(),
+    };
     tokio::select! {
         ended = run(parts, stop) => Ok(ended?),
         Some(task) = tasks.join_next() => match task {

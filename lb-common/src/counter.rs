@@ -106,6 +106,17 @@ counters! {
     FastFlow = 36, "fast_flows";
     /// Packets handed from pod to pod past the stack.
     FastSent = 37, "fast_sent";
+    /// New flows whose backend's node answers the client by itself (DSR).
+    DsrFlow = 38, "dsr_flows";
+    /// Packets sent on to another node in an outer header.
+    DsrSent = 39, "dsr_sent";
+    /// Packets of other nodes that were taken out of their outer header.
+    DsrReceived = 40, "dsr_received";
+    /// Dropped: a packet that another node sent by DSR is for no Service that is known here. Nodes disagree for a moment,
+    /// or for as long as one of them does not reach the API server.
+    DropDsrUnknown = 41, "drop_dsr_unknown";
+    /// Packets that did not fit with an outer header; their senders were told the smaller size, within the rate.
+    DsrTooBig = 42, "dsr_too_big";
 }
 
 /// Entries of `LB_COUNTERS`: the numbers in use, with room.

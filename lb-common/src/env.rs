@@ -1,9 +1,11 @@
 //! What the pipeline needs from the outside: tables, a clock, randomness.
 
 use crate::abi::{
-    AffValue, CtKey, CtValue, FragKey, FragValue, Iface, LbConfig, NextHop, SkUdpKey, SkUdpValue, SvcValue,
+    AffValue, CtKey, CtValue, FragKey, FragValue, Iface, LbConfig, NextHop, Peer, SkUdpKey, SkUdpValue,
+    SvcValue,
 };
 use crate::counter::Counter;
+use crate::dsr;
 use crate::family::{Backend, Family, V4, V6};
 use crate::flow::{Flow, Role};
 use crate::fragment;
@@ -105,6 +107,10 @@ pub trait Env<F: Family> {
     fn iface(&self, ifindex: u32) -> Option<Iface>;
     /// A row of the next-hop table.
     fn next_hop(&self, row: u32) -> NextHop;
+    /// A row of the table of nodes; row 0 is this one.
+    fn peer(&self, row: u32) -> Peer;
+    /// The address is one of a node of the cluster, this one included.
+    fn is_cluster_node(&self, addr: F::Addr) -> bool;
     /// Nanoseconds since boot, coarse.
     fn now_ns(&self) -> u64;
     /// 32 random bits.
@@ -159,6 +165,19 @@ pub trait Env<F: Family> {
         Self: Sized,
     {
         track::claim_xdp(self, config, work)
+    }
+    /// [`dsr::begin`], likewise.
+    #[inline(always)]
+    fn begin_dsr(&mut self, work: &mut Work<F>, node: u32) -> bool
+    where
+        Self: Sized,
+    {
+        dsr::begin(self, work, node)
+    }
+    /// Largest packet that goes from this node to another by the kernel's routes. The BPF side asks the kernel instead, in
+    /// the step itself.
+    fn path_mtu(&self, _dst: F::Addr) -> usize {
+        usize::MAX
     }
     /// Row of the next hop of a packet from `src` to `dst` that came in by this interface, as the stack would route it;
     /// 0: none by which XDP may send packets of `mtu` bytes. The BPF side asks the kernel instead, in the step itself.
@@ -268,6 +287,8 @@ pub struct Work<F: Family> {
     pub hook: Hook,
     /// The packet.
     pub packet: Packet<F>,
+    /// It came from another node by DSR: 1, else 0.
+    pub direct: u32,
     /// Why it is to be answered.
     pub reason: Counter,
     /// Rate limit of rejections.
@@ -309,6 +330,7 @@ impl<F: Family> Default for Work<F> {
         Work {
             hook: Hook::default(),
             packet: Packet::default(),
+            direct: 0,
             reason: Counter::NewFlow,
             rate: Rate::default(),
             flow: Flow::default(),

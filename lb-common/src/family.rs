@@ -3,7 +3,9 @@
 use core::fmt::Debug;
 use core::hash::Hash;
 
-use crate::abi::{AffKey4, AffKey6, Backend4, Backend6, Iface, LbConfig, SvcKey4, SvcKey6};
+use crate::abi::{
+    AffKey4, AffKey6, Backend4, Backend6, Iface, LbConfig, PEER_V4, PEER_V6, Peer, SvcKey4, SvcKey6,
+};
 use crate::abi::{CFG_CIDR4, CFG_CIDR6, CFG_DETECT_CIDR4, CFG_DETECT_CIDR6};
 use crate::hash::{role_slot4, role_slot6};
 use crate::maglev::{hash4, hash6};
@@ -29,6 +31,10 @@ pub trait Family: Copy + Eq + Ord + Hash + Debug + Default + 'static {
     const ICMP: u8;
     /// Type of this family's "time exceeded".
     const TIME_EXCEEDED: u8;
+    /// Protocol number of a packet of this family behind an IP header (RFC 2003, RFC 2473).
+    const WRAPPED: u8;
+    /// Bit of [`Peer`] for nodes that take such packets.
+    const PEER: u16;
     /// IPv6.
     const V6: bool;
     /// All zero.
@@ -57,6 +63,8 @@ pub trait Family: Copy + Eq + Ord + Hash + Debug + Default + 'static {
     fn sum(addr: Self::Addr) -> u32;
     /// The address an interface masquerades to; zero = none.
     fn snat_addr(iface: &Iface) -> Self::Addr;
+    /// A node's address; zero = none.
+    fn peer_addr(peer: &Peer) -> Self::Addr;
     /// Whether pods of this family are told by their source, and whether this is one (B73, B74).
     fn pod_by_source(config: &LbConfig, addr: Self::Addr) -> Option<bool>;
     /// Whether the address may be inside a service CIDR: it is inside the prefix that covers all of them.
@@ -74,7 +82,7 @@ pub struct Backend<F: Family> {
     pub proto: u8,
     /// `BE_*` bits.
     pub flags: u8,
-    /// Row of the next-hop table.
+    /// Row of the next-hop table (an endpoint on this node), or of its node in the table of nodes; 0 = none.
     pub nexthop: u32,
 }
 
@@ -164,6 +172,8 @@ impl Family for V4 {
     const ADDRS: usize = 12;
     const ICMP: u8 = 1;
     const TIME_EXCEEDED: u8 = 11;
+    const WRAPPED: u8 = 4;
+    const PEER: u16 = PEER_V4;
     const V6: bool = false;
     const ZERO: Ip4 = Ip4 { addr: [0; 4] };
 
@@ -221,6 +231,10 @@ impl Family for V4 {
         iface.snat4.into()
     }
     #[inline(always)]
+    fn peer_addr(peer: &Peer) -> Ip4 {
+        peer.addr4.into()
+    }
+    #[inline(always)]
     fn pod_by_source(config: &LbConfig, addr: Ip4) -> Option<bool> {
         (config.flags & CFG_DETECT_CIDR4 != 0)
             .then(|| in_prefix4(addr.addr, config.pod_cidr4, config.pod_mask4))
@@ -241,6 +255,8 @@ impl Family for V6 {
     const ADDRS: usize = 8;
     const ICMP: u8 = 58;
     const TIME_EXCEEDED: u8 = 3;
+    const WRAPPED: u8 = 41;
+    const PEER: u16 = PEER_V6;
     const V6: bool = true;
     const ZERO: Ip6 = Ip6 { addr: [0; 16] };
 
@@ -296,6 +312,10 @@ impl Family for V6 {
     #[inline(always)]
     fn snat_addr(iface: &Iface) -> Ip6 {
         iface.snat6.into()
+    }
+    #[inline(always)]
+    fn peer_addr(peer: &Peer) -> Ip6 {
+        peer.addr6.into()
     }
     #[inline(always)]
     fn pod_by_source(config: &LbConfig, addr: Ip6) -> Option<bool> {

@@ -9,7 +9,9 @@
 //! hook of the client's interface, if the agent has made rows of `LB_NH` for both pods; a packet for which there is no
 //! row any more is TC's to complete ([`crate::tc::complete`]), like one of a flow that began at XDP.
 
-use crate::abi::{CFG_FAST, CFG_FAST_FLOWS, CT_FAST, LbConfig, NH_POD, NextHop, ROLE_BACKEND, neighbour_row};
+use crate::abi::{
+    BE_LOCAL, CFG_FAST, CFG_FAST_FLOWS, CT_FAST, LbConfig, NH_POD, NextHop, ROLE_BACKEND, neighbour_row,
+};
 use crate::counter::Counter;
 use crate::decide::Decision;
 use crate::env::{Env, Work};
@@ -42,7 +44,8 @@ pub(crate) fn prepare<F: LoadAddr>(
 ) -> bool {
     let (packet, hook) = (&work.packet, &work.hook);
     let plain = (packet.proto == TCP || packet.proto == UDP) && packet.fragment == Fragment::None;
-    let request = decision.backend.nexthop;
+    // of another node's endpoint it is something else
+    let request = if decision.backend.flags & BE_LOCAL != 0 { decision.backend.nexthop } else { 0 };
     if config.flags & CFG_FAST == 0 || decision.masquerade || request == 0 || !plain || hook.l3 != L3 {
         return false;
     }

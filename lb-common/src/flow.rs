@@ -20,10 +20,19 @@
 //! A fast flow (`CT_FAST`, see [`crate::fast`]) is of that kind, too; its S:p is the client's own address, and its port
 //! unless it was moved.
 //!
+//! A flow that goes to its backend's node by DSR has one entry at the node that the client sends to, since its replies do
+//! not come back there; it says which outer header is put in front of the packet, which stays as it is:
+//!
+//! ```text
+//! request   DsrForward   C:c -> F   => (this node -> backend's node) C:c -> F
+//! ```
+//! [`Flow::backend`] is then the backend's node, with the UDP port of the encapsulation or 0 as its port, and
+//! [`Flow::snat`] this node.
+//!
 //! *Involution*: the twin of an entry is the reverse of its new tuple at the other position (of an XDP flow: at the same
 //! one); a pair is valid exactly when the twin's new tuple is the reverse of the entry's key.
 
-use crate::abi::{CT_FAST, CT_GUARD, CT_MASQ, CT_PASS, CT_RST, CT_XDP, CtKey, CtValue};
+use crate::abi::{CT_DSR, CT_FAST, CT_GUARD, CT_MASQ, CT_PASS, CT_RST, CT_XDP, CtKey, CtValue};
 use crate::abi::{CT_FIN_BACKEND, CT_FIN_CLIENT};
 use crate::abi::{PAIR_FAST, PAIR_MOVED, PAIR_SEEN, POS_IN, POS_OUT};
 use crate::csum;
@@ -45,6 +54,8 @@ pub enum Role {
     XdpForward = 4,
     /// Reply of an XDP flow, both undone in one step.
     XdpReply = 5,
+    /// Request of a DSR flow: an outer header.
+    DsrForward = 8,
 }
 
 impl Role {
@@ -58,6 +69,8 @@ impl Role {
             2 => Role::SnatForward,
             3 => Role::SnatReply,
             4 => Role::XdpForward,
+            // the number of its twin, which it does not have, names the entry itself
+            8 | 9 => Role::DsrForward,
             _ => Role::XdpReply,
         }
     }
@@ -119,6 +132,9 @@ impl<F: Family> Flow<F> {
     #[must_use]
     #[inline(always)]
     pub fn entries(&self) -> u8 {
+        if self.flags & CT_DSR != 0 {
+            return 9;
+        }
         match (self.flags & CT_XDP != 0, self.has_snat()) {
             (true, _) => 6,
             (_, true) => 4,
@@ -130,6 +146,9 @@ impl<F: Family> Flow<F> {
     #[must_use]
     #[inline(always)]
     pub fn first_entry(&self) -> u8 {
+        if self.flags & CT_DSR != 0 {
+            return 8;
+        }
         match (self.flags & CT_XDP != 0, self.flags & CT_GUARD != 0) {
             (true, _) => 4,
             (_, true) => 2,
@@ -190,6 +209,13 @@ impl<F: Family> Flow<F> {
                 (self.snat, self.snat_port) = (key.dst, key.dport);
                 self.moved_port = value.aux_port;
             }
+            Role::DsrForward => {
+                (self.client, self.client_port) = (key.src, key.sport);
+                (self.frontend, self.frontend_port) = (key.dst, key.dport);
+                (self.backend, self.backend_port) = (value.dst, value.dport);
+                (self.snat, self.snat_port) = (value.src, value.sport);
+                self.moved_port = value.aux_port;
+            }
         }
         self.proto = key.proto;
         self.flags = value.flags;
@@ -206,7 +232,7 @@ impl<F: Family> Flow<F> {
     #[inline(always)]
     pub fn key(&self, role: Role, key: &mut CtKey<F>) {
         match role {
-            Role::DnatForward | Role::XdpForward => {
+            Role::DnatForward | Role::XdpForward | Role::DsrForward => {
                 (key.src, key.dst) = (self.client, self.frontend);
                 (key.sport, key.dport, key.position) = (self.client_port, self.frontend_port, POS_IN);
             }
@@ -251,7 +277,7 @@ impl<F: Family> Flow<F> {
                 (value.sport, value.dport, value.aux_port) =
                     (self.backend_port, self.moved_port, self.frontend_port);
             }
-            Role::XdpForward => {
+            Role::XdpForward | Role::DsrForward => {
                 (value.src, value.dst, value.aux_addr) = (self.snat, self.backend, self.frontend);
                 (value.sport, value.dport, value.aux_port) =
                     (self.snat_port, self.backend_port, self.moved_port);
@@ -320,7 +346,7 @@ impl<F: Family> Flow<F> {
                     && value.aux_addr == self.frontend
                     && value.aux_port == self.frontend_port
             }
-            Role::XdpForward => {
+            Role::XdpForward | Role::DsrForward => {
                 value.dst == self.backend
                     && value.dport == self.backend_port
                     && value.src == self.snat
@@ -336,11 +362,13 @@ impl<F: Family> Flow<F> {
     }
 }
 
-/// Both sides have closed, or one has reset.
+/// Both sides have closed, or one has reset. Of a DSR flow, whose backend is not heard here: the client has closed.
 #[must_use]
 #[inline(always)]
 pub const fn is_closed(flags: u16) -> bool {
-    flags & CT_RST != 0 || flags & (CT_FIN_CLIENT | CT_FIN_BACKEND) == CT_FIN_CLIENT | CT_FIN_BACKEND
+    flags & CT_RST != 0
+        || flags & (CT_DSR | CT_FIN_CLIENT) == CT_DSR | CT_FIN_CLIENT
+        || flags & (CT_FIN_CLIENT | CT_FIN_BACKEND) == CT_FIN_CLIENT | CT_FIN_BACKEND
 }
 
 /// The tag of a key: a hash whose only duty is to differ for another key that took over the element.

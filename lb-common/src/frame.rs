@@ -28,6 +28,16 @@ pub trait Frame {
     /// Makes headers loadable that are in the packet but not in directly readable memory. Costs a copy: for when a
     /// `load` has failed.
     fn pull(&mut self);
+    /// Bytes of payload per packet, if the frame stands for several of one flow that are told apart later (GSO); 0 = it is
+    /// one packet.
+    fn segment(&self) -> usize {
+        0
+    }
+    /// Makes `len` bytes of room in front of the IP header at `l3` for an outer one, with a UDP header behind it if
+    /// `udp`; the new bytes are undefined.
+    fn wrap(&mut self, l3: usize, len: usize, udp: bool) -> Option<()>;
+    /// Takes the `len` bytes from `l3` on out, an outer IP header and what follows it.
+    fn unwrap(&mut self, l3: usize, len: usize) -> Option<()>;
     /// Cuts or grows the frame to `len` bytes; new bytes are undefined.
     fn resize(&mut self, len: usize) -> Option<()>;
 }
@@ -124,6 +134,14 @@ impl Frame for std::vec::Vec<u8> {
     }
 
     fn pull(&mut self) {}
+
+    fn wrap(&mut self, l3: usize, len: usize, _udp: bool) -> Option<()> {
+        (l3 <= self.len()).then(|| self.splice(l3..l3, core::iter::repeat_n(0xa5, len))).map(drop)
+    }
+
+    fn unwrap(&mut self, l3: usize, len: usize) -> Option<()> {
+        (l3 + len <= self.len()).then(|| self.drain(l3..l3 + len)).map(drop)
+    }
 
     fn resize(&mut self, len: usize) -> Option<()> {
         std::vec::Vec::resize(self, len, 0xa5);

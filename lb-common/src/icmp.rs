@@ -4,7 +4,7 @@
 //! An error follows the packets of the direction opposite to the one it quotes: the reverse of the quoted tuple is a
 //! key of the flow tables at this very position. Flow entries are read, never touched: an error keeps no flow alive.
 
-use crate::abi::{CT_PASS, CT_XDP, CtKey};
+use crate::abi::{CT_DSR, CT_PASS, CT_XDP, CtKey};
 use crate::counter::Counter;
 use crate::csum::{addr_delta, apply, fold, word_delta};
 use crate::env::{Env, Work};
@@ -28,27 +28,12 @@ pub fn translate<F: LoadAddr>(
     work: &mut Work<F>,
     position: u8,
 ) -> Step {
-    if read(frame, work).is_none() {
-        frame.pull();
-        if read(frame, work).is_none() {
-            return Step::Pass;
-        }
-    }
-    let quoted = &work.quoted;
-    if work.packet.dst != quoted.src {
+    if !meets_flow(frame, env, work, position) {
         return Step::Pass;
     }
-    work.key = CtKey {
-        src: quoted.dst,
-        dst: quoted.src,
-        sport: quoted.dport,
-        dport: quoted.sport,
-        proto: quoted.proto,
-        position,
-        _pad: [0; 2],
-    };
-    if find(env, &work.key, &mut work.value).is_none() || work.value.flags & CT_PASS != 0 {
-        return Step::Pass;
+    // the backend's node has the flow
+    if work.value.flags & CT_DSR != 0 {
+        return if work.direct != 0 { Step::Pass } else { Step::Wrap };
     }
     let Some(plan) = plan(frame, work) else { return Step::Pass };
     match carry_out(frame, work, &plan) {
@@ -62,6 +47,37 @@ pub fn translate<F: LoadAddr>(
             Step::Drop
         }
     }
+}
+
+/// Finds the flow of the packet that the ICMP error in hand quotes: its entry for packets of the error's own direction is
+/// then in hand. False: it is of no flow of ours, or does not go to the sender of what it quotes.
+#[inline(always)]
+pub fn meets_flow<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    work: &mut Work<F>,
+    position: u8,
+) -> bool {
+    if read(frame, work).is_none() {
+        frame.pull();
+        if read(frame, work).is_none() {
+            return false;
+        }
+    }
+    let quoted = &work.quoted;
+    if work.packet.dst != quoted.src {
+        return false;
+    }
+    work.key = CtKey {
+        src: quoted.dst,
+        dst: quoted.src,
+        sport: quoted.dport,
+        dport: quoted.sport,
+        proto: quoted.proto,
+        position,
+        _pad: [0; 2],
+    };
+    find(env, &work.key, &mut work.value).is_some() && work.value.flags & CT_PASS == 0
 }
 
 /// Reads the quoted packet up to its ports. `None`: malformed, or cut before that.
@@ -107,7 +123,7 @@ fn plan<F: LoadAddr>(frame: &impl Frame, work: &Work<F>) -> Option<Plan<F>> {
     let replaced = match Role::of(value.role) {
         Role::SnatForward | Role::XdpForward => true,
         Role::DnatReply | Role::XdpReply => outer.kind != F::TIME_EXCEEDED,
-        Role::DnatForward | Role::SnatReply => false,
+        Role::DnatForward | Role::SnatReply | Role::DsrForward => false,
     };
     let src = if replaced || outer.src == quoted.dst { value.src } else { outer.src };
     // the entry's deltas are those of the reverse tuple; the sums are the same

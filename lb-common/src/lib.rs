@@ -16,6 +16,7 @@ pub mod counter;
 pub mod crc32c;
 pub mod csum;
 pub mod decide;
+pub mod dsr;
 pub mod env;
 pub mod family;
 pub mod fast;

@@ -37,47 +37,73 @@ fn quote(frame: &impl Frame, off: usize, buffer: &mut [u8; QUOTE]) -> (usize, u3
     (taken, sum)
 }
 
-/// Turns the frame into an ICMP error "port unreachable" from `from` to the packet's source.
+/// What an ICMP error says: the first four and the last four bytes of its header without the checksum.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Complaint {
+    /// Type and code.
+    pub kind: [u8; 2],
+    /// What follows the checksum.
+    pub rest: [u8; 4],
+}
+
+impl Complaint {
+    /// Port unreachable.
+    #[must_use]
+    #[inline(always)]
+    pub const fn port<F: Family>() -> Complaint {
+        Complaint { kind: if F::V6 { [1, 4] } else { [3, 3] }, rest: [0; 4] }
+    }
+
+    /// Packets up to `mtu` bytes would fit (RFC 1191 section 4, RFC 4443 section 3.2).
+    #[must_use]
+    #[inline(always)]
+    pub const fn too_big<F: Family>(mtu: u16) -> Complaint {
+        let [high, low] = mtu.to_be_bytes();
+        Complaint { kind: if F::V6 { [2, 0] } else { [3, 4] }, rest: [0, 0, high, low] }
+    }
+}
+
+/// Turns the frame into an ICMP error from `from` to the packet's source.
 ///
 /// The caller has made sure that the packet may be answered. `None`: the frame is in an undefined state, drop it.
 #[inline(always)]
-pub fn port_unreachable<F: LoadAddr>(
+pub fn complain<F: LoadAddr>(
     frame: &mut impl Frame,
     packet: &Packet<F>,
     body: &mut [u8; QUOTE],
     from: F::Addr,
+    what: Complaint,
 ) -> Option<()> {
     let l3 = packet.l3;
     let (taken, sum) = quote(frame, l3, body);
+    let ([k0, k1], [r0, r1, r2, r3]) = (what.kind, what.rest);
+    let sum = sum + u16::from_ne_bytes([k0, k1]) as u32 + sum_words(&what.rest);
     turn_around(frame, l3)?;
     if F::V6 {
         frame.resize(l3 + 48 + QUOTE)?;
         // pseudo-header: addresses, length, protocol (RFC 8200 section 8.1)
         let length = (8 + taken) as u16;
-        let sum = sum
-            + F::sum(from)
-            + F::sum(packet.src)
-            + pseudo(length, F::ICMP)
-            + u16::from_ne_bytes([1, 4]) as u32;
+        let sum = sum + F::sum(from) + F::sum(packet.src) + pseudo(length, F::ICMP);
         let [c0, c1] = (!fold(sum)).to_ne_bytes();
         let [l0, l1] = length.to_be_bytes();
         frame.store(l3, &[0x60, 0, 0, 0, l0, l1, F::ICMP, 64])?;
         F::store_addresses(frame, l3 + F::ADDRS, from, packet.src)?;
-        frame.store(l3 + 40, &[1, 4, c0, c1, 0, 0, 0, 0])?;
+        frame.store(l3 + 40, &[k0, k1, c0, c1, r0, r1, r2, r3])?;
         frame.store(l3 + 48, body)?;
         frame.resize(l3 + 48 + taken)
     } else {
         frame.resize(l3 + 28 + QUOTE)?;
-        let [c0, c1] = (!fold(sum + u16::from_ne_bytes([3, 3]) as u32)).to_ne_bytes();
+        let [c0, c1] = (!fold(sum)).to_ne_bytes();
         ipv4_header::<F>(frame, l3, 28 + taken as u16, F::ICMP, from, packet.src)?;
-        frame.store(l3 + 20, &[3, 3, c0, c1, 0, 0, 0, 0])?;
+        frame.store(l3 + 20, &[k0, k1, c0, c1, r0, r1, r2, r3])?;
         frame.store(l3 + 28, body)?;
         frame.resize(l3 + 28 + taken)
     }
 }
 
+/// Writes an IPv4 header with DF and without options; `length` is the whole packet's.
 #[inline(always)]
-fn ipv4_header<F: LoadAddr>(
+pub(crate) fn ipv4_header<F: LoadAddr>(
     frame: &mut impl Frame,
     l3: usize,
     length: u16,

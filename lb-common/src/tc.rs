@@ -1,14 +1,15 @@
 //! The story of a packet at the two TC hooks: netfilter's own NAT positions, and no others (invariant I1).
 
 use crate::abi::{
-    CFG_FAST_FLOWS, CFG_MIGRATING, CFG_SOURCE_RULES, CT_FAST, CT_GUARD, CT_MASQ, CT_PASS, CT_SWITCHED,
-    CT_XDP, CtKey, LbConfig,
+    CFG_FAST_FLOWS, CFG_MIGRATING, CFG_SOURCE_RULES, CT_DIRECT, CT_DSR, CT_FAST, CT_GUARD, CT_MASQ, CT_PASS,
+    CT_SWITCHED, CT_XDP, CtKey, LbConfig,
 };
 use crate::abi::{NODE_NODEPORT, POS_IN, POS_OUT};
-use crate::abi::{ROLE_BACKEND, ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT};
+use crate::abi::{ROLE_BACKEND, ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT, ROLE_TUNNEL, SVC_LOCAL, SvcValue};
 use crate::bound::bound;
 use crate::counter::Counter;
 use crate::decide::{Decision, Outcome, Source, Target, decide, is_nodeport, target};
+use crate::dsr;
 use crate::env::{Env, Table, Work};
 use crate::fast;
 use crate::flow::Role;
@@ -16,8 +17,8 @@ use crate::fragment::{is_ours, passes};
 use crate::frame::Frame;
 use crate::icmp;
 use crate::nat::{rewrite, rewrite_fragment, rewrite_sctp, take_hop};
-use crate::packet::{Fragment, LoadAddr, Packet, RST, SCTP, TCP, UDP, addresses, parse};
-use crate::reject;
+use crate::packet::{Fragment, LoadAddr, Packet, RST, SCTP, SYN, TCP, UDP, addresses, parse};
+use crate::reject::{self, Complaint};
 use crate::straight::straight;
 use crate::switch::{master, switch};
 use crate::track::{Claim, Follow, begin, find, follow, in_pool, pass_entry};
@@ -29,7 +30,9 @@ use crate::verdict::{Step, Verdict};
 pub fn concerns_in<F: LoadAddr>(frame: &impl Frame, env: &impl Env<F>, config: &LbConfig, l3: usize) -> bool {
     let Some(dst) = F::load_address(frame, l3 + F::ADDRS + size_of::<F::Addr>()) else { return false };
     let roles = env.roles(dst);
-    if roles & (ROLE_FRONTEND | ROLE_NODEPORT | ROLE_SNAT) != 0 || F::near_service_cidr(config, dst) {
+    if roles & (ROLE_FRONTEND | ROLE_NODEPORT | ROLE_SNAT | ROLE_TUNNEL) != 0
+        || F::near_service_cidr(config, dst)
+    {
         return true;
     }
     // straight to a backend: only beside a flow of a Service between the two
@@ -74,8 +77,29 @@ pub fn tc_in<F: LoadAddr>(
     if !addresses::<F>(frame, l3, &mut work.packet) {
         return Step::Pass;
     }
+    if env.roles(work.packet.dst) & ROLE_TUNNEL != 0 && dsr::may_be_wrapped(frame, env, work, l3) {
+        return Step::Unwrap;
+    }
+    work.direct = 0;
+    inward(frame, env, config, work)
+}
+
+/// [`tc_in`] of a packet without an outer header; `work.direct` says whether it had one.
+#[inline(always)]
+pub(crate) fn inward<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+) -> Step {
+    let l3 = work.hook.l3;
+    let direct = work.direct != 0;
+    if direct && !addresses::<F>(frame, l3, &mut work.packet) {
+        return Step::Drop;
+    }
     let roles = env.roles(work.packet.dst);
-    let service_address = roles & ROLE_FRONTEND != 0 || F::near_service_cidr(config, work.packet.dst);
+    let service_address =
+        direct || roles & ROLE_FRONTEND != 0 || F::near_service_cidr(config, work.packet.dst);
     let beside = roles & ROLE_BACKEND != 0 && env.pair_seen(work.packet.src, work.packet.dst);
     let reply = fast::may_be_reply(env, config, work.packet.src, work.packet.dst);
     if !service_address && roles & (ROLE_NODEPORT | ROLE_SNAT) == 0 && !beside && !reply {
@@ -89,7 +113,7 @@ pub fn tc_in<F: LoadAddr>(
     }
     if work.packet.fragment == Fragment::Later {
         // no ports, and the first fragment was not seen
-        return if is_ours(env, work.packet.dst) { drop(env, Counter::DropFragment) } else { Step::Pass };
+        return if is_ours(env, work.packet.dst) { drop(env, Counter::DropFragment) } else { unknown(env, work) };
     }
     let node_port = roles & ROLE_NODEPORT != 0 && is_nodeport(config, work.packet.dport);
     let masqueraded = roles & ROLE_SNAT != 0 && in_pool(config, work.packet.dport);
@@ -103,7 +127,14 @@ pub fn tc_in<F: LoadAddr>(
     }
     if work.packet.has_ports() {
         work.key = tuple(&work.packet, POS_IN);
-        if let Some(table) = find(env, &work.key, &mut work.value) {
+        let mut found = find(env, &work.key, &mut work.value);
+        if direct && found.is_some() && work.value.flags & CT_DSR != 0 {
+            // nodes disagree; it must not go round between them
+            work.flow.of(&work.key, &work.value);
+            env.forget(work);
+            found = None;
+        }
+        if let Some(table) = found {
             match follow(env, work, table) {
                 Follow::Rewrite => return finish(frame, env, config, work),
                 Follow::Pass => return Step::Pass,
@@ -114,16 +145,24 @@ pub fn tc_in<F: LoadAddr>(
     if is_moving(config, &work.packet) {
         return drop(env, Counter::DropMigrating);
     }
+    // no other node's netfilter carries it, and the client, who knows nothing of this, goes on sending
+    if direct && work.packet.has_ports() && work.packet.kind & RST == 0 {
+        return Step::NewFlow;
+    }
     // a TCP packet in mid-stream without state may be of a connection that netfilter carries
     if !work.packet.begins_flow() || (!work.packet.has_ports() && !is_echo_request(&work.packet)) {
-        return if work.packet.is_error() { Step::ErrorIn } else { pass(env, work) };
+        return if work.packet.is_error() { Step::ErrorIn } else { unknown(env, work) };
     }
     Step::NewFlow
 }
 
-/// Lets the packet in hand pass as it came, and with a first fragment those that follow it.
+/// A packet that nobody here has a use for: on to the stack as it came, and with a first fragment those that follow it;
+/// unless another node sent it, to which the stack might send it back.
 #[inline(always)]
-fn pass<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>) -> Step {
+fn unknown<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>) -> Step {
+    if work.direct != 0 {
+        return drop(env, Counter::DropDsrUnknown);
+    }
     if work.packet.fragment == Fragment::First {
         passes(env, work, POS_IN);
     }
@@ -140,11 +179,22 @@ pub fn new_flow<F: LoadAddr>(
 ) -> Step {
     let (src, dst) = (work.packet.src, work.packet.dst);
     let roles = env.roles(dst);
-    let service = match target(env, config, roles, NODE_NODEPORT, dst, work.packet.dport, work.packet.proto) {
+    let direct = work.direct != 0;
+    let aimed = if direct {
+        dsr::frontend(env, config, work).map_or(Target::NotOurs, Target::Service)
+    } else {
+        target(env, config, roles, NODE_NODEPORT, dst, work.packet.dport, work.packet.proto)
+    };
+    let service = match aimed {
+        Target::NotOurs if direct => return drop(env, Counter::DropDsrUnknown),
         Target::NotOurs if roles & ROLE_BACKEND != 0 => return Step::Straight,
-        Target::NotOurs => return pass(env, work),
+        Target::NotOurs => return unknown(env, work),
         Target::UnknownAddress => return drop(env, Counter::DropUnknownAddress),
         Target::UnknownPort => return answer_for(work, Counter::RejectUnknownPort),
+        // another node chose this one for an endpoint here: as if the policy said so, and the answer leaves from here
+        Target::Service(service) if direct && service.local_len != 0 => {
+            SvcValue { flags: service.flags | SVC_LOCAL, ..service }
+        }
         Target::Service(service) => service,
     };
     let if_flags = env.iface(work.hook.ifindex).map_or(0, |iface| iface.flags);
@@ -156,6 +206,12 @@ pub fn new_flow<F: LoadAddr>(
         Outcome::Deliver => {}
     }
     aim(env, work, service.id, &decision);
+    if direct {
+        work.flow.flags |= CT_DIRECT;
+    }
+    if dsr::applies(work, &service, &source, &decision) && env.begin_dsr(work, decision.backend.nexthop) {
+        return Step::Wrap;
+    }
     let flags = work.flow.flags;
     if fast::prepare(frame, env, config, work, &decision) {
         if env.claim_xdp(config, work) {
@@ -423,6 +479,12 @@ pub(crate) fn finish<F: LoadAddr>(
     config: &LbConfig,
     work: &mut Work<F>,
 ) -> Step {
+    if work.value.flags & CT_DSR != 0 {
+        if work.packet.fragment == Fragment::First {
+            env.remember_fragment(work, POS_IN);
+        }
+        return Step::Wrap;
+    }
     if work.packet.proto == SCTP {
         return Step::Sctp;
     }
@@ -478,6 +540,14 @@ fn rewritten<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &mut W
     if work.packet.fragment != Fragment::None {
         env.remember_fragment(work, work.key.position);
     }
+    // the answer to the first packet of a flow that came by DSR
+    if work.value.flags & CT_DIRECT != 0
+        && work.value.role == Role::DnatReply as u8
+        && work.packet.proto == TCP
+        && work.packet.kind & SYN != 0
+    {
+        return Step::Clamp;
+    }
     onward(config, work)
 }
 
@@ -485,7 +555,7 @@ fn rewritten<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &mut W
 /// frontend may belong on another uplink than the one that the stack chose for the backend's address. L3 devices are
 /// left out there: the kernel redirects Ethernet frames only.
 #[inline(always)]
-fn onward<F: LoadAddr>(config: &LbConfig, work: &Work<F>) -> Step {
+pub(crate) fn onward<F: LoadAddr>(config: &LbConfig, work: &Work<F>) -> Step {
     if work.value.flags & CT_SWITCHED != 0 && work.value.role == Role::DnatForward as u8 {
         return Step::Switch;
     }
@@ -502,6 +572,9 @@ pub fn fragment<F: LoadAddr>(
     config: &LbConfig,
     work: &mut Work<F>,
 ) -> Step {
+    if work.value.flags & CT_DSR != 0 {
+        return Step::Wrap;
+    }
     if work.value.flags & CT_XDP != 0 {
         return Step::Complete;
     }
@@ -544,7 +617,7 @@ pub fn answer<F: LoadAddr>(
     let from = env.iface(work.hook.ifindex).map_or(F::ZERO, |iface| F::snat_addr(&iface));
     let local = work.hook.ingress_ifindex == 0;
     let from = if local || from == F::ZERO { work.packet.dst } else { from };
-    reply(env, reject::port_unreachable(frame, &work.packet, &mut work.quote, from))
+    reply(env, reject::complain(frame, &work.packet, &mut work.quote, from, Complaint::port::<F>()))
 }
 
 /// Answers the TCP packet in hand with a reset, within the rate.
@@ -608,6 +681,9 @@ pub fn walk<F: LoadAddr>(
                 work.neighbour = env.neighbour(bridge, work.value.src, work.value.dst);
                 switch(frame, env, work)
             }
+            Step::Unwrap => dsr::unwrap(frame, env, config, work),
+            Step::Wrap => return dsr::send(frame, env, config, work),
+            Step::Clamp => dsr::clamp(frame, env, config, work),
             Step::ErrorIn => icmp::translate(frame, env, work, POS_IN),
             Step::ErrorOut => icmp::translate(frame, env, work, POS_OUT),
         };

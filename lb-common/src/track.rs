@@ -1,6 +1,6 @@
 //! Flows in the tables: finding, following, claiming, healing, promoting and forgetting them.
 
-use crate::abi::{CT_FAST, CT_SWITCHED, CT_XDP};
+use crate::abi::{CT_DSR, CT_FAST, CT_SWITCHED, CT_XDP};
 use crate::abi::{CT_FIN_BACKEND, CT_FIN_CLIENT, CT_GUARD, CT_MASQ, CT_MOVED, CT_PASS, CT_REPLIED, CT_RST};
 use crate::abi::{CtKey, CtValue, LbConfig, SNAT_RANGES};
 use crate::counter::Counter;
@@ -73,7 +73,7 @@ pub fn follow_at<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Ta
     let syn = proto == TCP && kind & (SYN | ACK) == SYN;
     // a generation says whether the endpoint still serves: asked for UDP, young TCP and every SYN, not for
     // established TCP data, which keeps its pod while that terminates, nor for what ends (see [`bring`])
-    let begins = matches!(role, Role::DnatForward | Role::XdpForward)
+    let begins = matches!(role, Role::DnatForward | Role::XdpForward | Role::DsrForward)
         || role == Role::SnatForward && flags & CT_GUARD != 0;
     if begins && (proto == UDP || syn || (table == Table::Young && !is_closed(flags))) {
         let stale = env.generation(work.value.backend) != work.value.generation;
@@ -111,7 +111,8 @@ pub fn follow_at<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Ta
     }
     if table == Table::Young
         && !role.is_reply()
-        && flags & CT_REPLIED != 0
+        // the backend of a DSR flow is not heard here
+        && flags & (CT_REPLIED | CT_DSR) != 0
         && !is_closed((flags | set) & !clear)
         && is_ripe(proto, kind, tick.wrapping_sub(work.value.born_tick))
     {

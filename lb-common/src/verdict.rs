@@ -51,6 +51,12 @@ pub enum Step {
     Fast = 24,
     /// Into the pod behind the interface of `work.way`: [`Verdict::Peer`].
     Peer = 25,
+    /// [`crate::dsr::unwrap`].
+    Unwrap = 28,
+    /// To the backend's node in an outer header: [`crate::dsr::wrap`], then out by the route there.
+    Wrap = 29,
+    /// [`crate::dsr::clamp`].
+    Clamp = 30,
 }
 
 impl Step {
@@ -77,6 +83,9 @@ impl Step {
             20 => Step::Out,
             24 => Step::Fast,
             25 => Step::Peer,
+            28 => Step::Unwrap,
+            29 => Step::Wrap,
+            30 => Step::Clamp,
             _ => Step::Pass,
         }
     }

@@ -9,7 +9,7 @@
 use crate::abi::{
     BE_LOCAL, CT_FAST, CT_XDP, LbConfig, NH_POD, NH_PORT, NODE_NODEPORT, NextHop, POS_IN, port_row,
 };
-use crate::abi::{ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT};
+use crate::abi::{ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT, SVC_DSR};
 use crate::counter::Counter;
 use crate::decide::{Outcome, Source, Target, decide, is_nodeport, target};
 use crate::env::{Env, Table, Work, ticks};
@@ -157,6 +157,10 @@ pub fn choose<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &mut 
     else {
         return Choice::Tc;
     };
+    // TC wraps packets, and a decision must not be drawn twice
+    if service.flags & SVC_DSR != 0 {
+        return Choice::Tc;
+    }
     let if_flags = env.iface(work.hook.ifindex).map_or(0, |iface| iface.flags);
     let source = Source::packet::<F>(config, src, if_flags);
     let decision = decide(env, config, &service, src, work.packet.ports(), &source);

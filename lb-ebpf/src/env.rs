@@ -5,7 +5,7 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use lb_common::abi::{
     Addr4, Addr6, AffKey4, AffKey6, AffValue, CtKey, CtKey4, CtKey6, CtValue, CtValue4, CtValue6, FragKey,
-    FragValue, Iface, LbConfig, NextHop, PAIR_BOUND, PAIR_FAST, PAIR_MOVED, PAIR_SEEN, RangeKey4, RangeKey6, SkUdpKey,
+    FragValue, Iface, LbConfig, NextHop, PAIR_BOUND, PAIR_FAST, PAIR_MOVED, PAIR_SEEN, Peer, RangeKey4, RangeKey6, SkUdpKey,
     SkUdpValue, SvcKey4, SvcKey6, SvcValue,
 };
 use lb_common::counter::Counter;
@@ -44,10 +44,10 @@ fn count(counter: Counter) {
 macro_rules! env {
     (
         $family:ident, $addr:ty, $svc_key:ident, $aff_key:ident, $key:ident, $value:ident,
-        svc $svc:ident, node $node:ident $node_key:ident, src $src:ident, cidr $cidr:ident, range $range:ident $range_key:ident,
+        svc $svc:ident, node $node:ident $node_key:ident, peer $peer:ident, src $src:ident, cidr $cidr:ident, range $range:ident $range_key:ident,
         be $be:ident, generations $gen:ident, aff $aff:ident, ct $ct:ident $made:path, $gone:path, em $em:ident, frag $frag:ident,
         $refresh:ident $bring:ident $forget:ident $claim:ident $claim_snat:ident $attempt:ident $mark_pair:ident
-        $give_way:ident $meet_fragment:ident $remember_fragment:ident $claim_xdp:ident $crossed:ident
+        $give_way:ident $meet_fragment:ident $remember_fragment:ident $claim_xdp:ident $crossed:ident $begin_dsr:ident
     ) => {
         impl Env<$family> for BpfEnv {
             #[inline(always)]
@@ -274,6 +274,17 @@ macro_rules! env {
             }
 
             #[inline(always)]
+            fn peer(&self, row: u32) -> Peer {
+                LB_PEERS.get(row).copied().unwrap_or_default()
+            }
+
+            #[inline(always)]
+            fn is_cluster_node(&self, addr: $addr) -> bool {
+                // SAFETY: as for services.
+                unsafe { $peer.get($node_key { addr: addr.addr }) }.is_some()
+            }
+
+            #[inline(always)]
             fn now_ns(&self) -> u64 {
                 // SAFETY: a helper without arguments.
                 unsafe { bpf_ktime_get_coarse_ns() }
@@ -340,6 +351,11 @@ macro_rules! env {
             }
 
             #[inline(always)]
+            fn begin_dsr(&mut self, _work: &mut Work<$family>, node: u32) -> bool {
+                steps::$begin_dsr(node) != 0
+            }
+
+            #[inline(always)]
             fn give_way(&mut self, _work: &mut Work<$family>) {
                 steps::$give_way();
             }
@@ -387,17 +403,17 @@ fn number(table: Table) -> u32 {
 
 env!(
     V4, Ip4, SvcKey4, AffKey4, CtKey4, CtValue4,
-    svc LB_SVC4, node LB_NODE4 Addr4, src LB_SRC4, cidr LB_CIDR4, range LB_RANGE4 RangeKey4,
+    svc LB_SVC4, node LB_NODE4 Addr4, peer LB_PEER4, src LB_SRC4, cidr LB_CIDR4, range LB_RANGE4 RangeKey4,
     be LB_BE4, generations LB_GEN4, aff LB_AFF4, ct LB_CT4 Counter::Established4Made, Counter::Established4Gone, em LB_EM4, frag LB_FRAG4,
     lb_refresh4 lb_bring4 lb_forget4 lb_claim4 lb_claim_snat4 lb_attempt4 lb_mark_pair4
-    lb_give_way4 lb_meet_fragment4 lb_remember_frag4 lb_claim_xdp4 lb_crossed4
+    lb_give_way4 lb_meet_fragment4 lb_remember_frag4 lb_claim_xdp4 lb_crossed4 lb_begin_dsr4
 );
 env!(
     V6, Ip6, SvcKey6, AffKey6, CtKey6, CtValue6,
-    svc LB_SVC6, node LB_NODE6 Addr6, src LB_SRC6, cidr LB_CIDR6, range LB_RANGE6 RangeKey6,
+    svc LB_SVC6, node LB_NODE6 Addr6, peer LB_PEER6, src LB_SRC6, cidr LB_CIDR6, range LB_RANGE6 RangeKey6,
     be LB_BE6, generations LB_GEN6, aff LB_AFF6, ct LB_CT6 Counter::Established6Made, Counter::Established6Gone, em LB_EM6, frag LB_FRAG6,
     lb_refresh6 lb_bring6 lb_forget6 lb_claim6 lb_claim_snat6 lb_attempt6 lb_mark_pair6
-    lb_give_way6 lb_meet_fragment6 lb_remember_frag6 lb_claim_xdp6 lb_crossed6
+    lb_give_way6 lb_meet_fragment6 lb_remember_frag6 lb_claim_xdp6 lb_crossed6 lb_begin_dsr6
 );
 
 impl SockEnv for BpfEnv {

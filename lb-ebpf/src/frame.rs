@@ -2,9 +2,14 @@
 
 use core::arch::asm;
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+    BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+};
 use aya_ebpf::helpers::{
-    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data,
+    bpf_skb_store_bytes,
 };
 use lb_common::abi::{CFG_CSUM_IPV6, LbConfig};
 use lb_common::family::Family;
@@ -25,6 +30,8 @@ pub struct SkbFrame {
     skb: *mut __sk_buff,
     /// Flags of `bpf_l4_csum_replace` for a pseudo-header change.
     pseudo: u64,
+    /// Flag of `bpf_skb_adjust_room` for an outer header of the family.
+    outer: u64,
 }
 
 impl SkbFrame {
@@ -33,7 +40,8 @@ impl SkbFrame {
     pub fn new<F: Family>(skb: *mut __sk_buff, config: &LbConfig) -> SkbFrame {
         let ipv6 = F::V6 && config.flags & CFG_CSUM_IPV6 != 0;
         let pseudo = BPF_F_PSEUDO_HDR as u64 | if ipv6 { BPF_F_IPV6 } else { 0 };
-        SkbFrame { skb, pseudo }
+        let outer = if F::V6 { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 };
+        SkbFrame { skb, pseudo, outer: outer as u64 }
     }
 
     /// Makes the first `len` bytes readable in place, if the packet is that long and they are not yet.
@@ -178,6 +186,32 @@ impl Frame for SkbFrame {
     #[inline(always)]
     fn pull(&mut self) {
         self.need(HEADERS);
+    }
+
+    #[inline(always)]
+    fn segment(&self) -> usize {
+        // SAFETY: the program's context.
+        unsafe { (*self.skb).gso_size as usize }
+    }
+
+    // The room is behind the Ethernet header, where the only IP header of the frame is. The size of segments stays what
+    // the connection has agreed on.
+
+    #[inline(always)]
+    fn wrap(&mut self, _l3: usize, len: usize, udp: bool) -> Option<()> {
+        let udp = if udp { BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64 } else { 0 };
+        let flags = self.outer | udp | BPF_F_ADJ_ROOM_FIXED_GSO as u64;
+        // SAFETY: `skb` is the program's context.
+        let failed = unsafe { bpf_skb_adjust_room(self.skb, len as i32, BPF_ADJ_ROOM_MAC, flags) };
+        (failed == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn unwrap(&mut self, _l3: usize, len: usize) -> Option<()> {
+        let flags = BPF_F_ADJ_ROOM_FIXED_GSO as u64;
+        // SAFETY: `skb` is the program's context.
+        let failed = unsafe { bpf_skb_adjust_room(self.skb, -(len as i32), BPF_ADJ_ROOM_MAC, flags) };
+        (failed == 0).then_some(())
     }
 
     #[inline(always)]

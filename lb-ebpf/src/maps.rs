@@ -9,11 +9,11 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkSto
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::capacity::{
     BACKENDS, CIDRS, CLIENTS, FLOWS, FRAGMENTS, FRONTENDS, INTERFACES, NAMESPACES, NEXTHOPS, NODE_ADDRESSES,
-    RANGES, SLOTS, SOURCES, YOUNG,
+    PEERS, RANGES, SLOTS, SOURCES, YOUNG,
 };
 use lb_common::abi::{
     Addr4, Addr6, AffKey4, AffKey6, AffValue, Backend4, Backend6, CtKey4, CtKey6, CtValue4, CtValue6,
-    FragKey4, FragKey6, FragValue4, FragValue6, Iface, LbConfig, NextHop, PairFilter, RangeKey4, RangeKey6,
+    FragKey4, FragKey6, FragValue4, FragValue6, Iface, LbConfig, NextHop, PairFilter, Peer, RangeKey4, RangeKey6,
     RoleFilter, SkConnected, SkPeer, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6, SvcValue,
 };
 use lb_common::env::Scratch;
@@ -78,6 +78,12 @@ pub static LB_FRAG6: LruHashMap<FragKey6, FragValue6, FRAGMENTS> = LruHashMap::n
 
 #[btf_map]
 pub static LB_NH: Array<NextHop, NEXTHOPS> = Array::new();
+#[btf_map]
+pub static LB_PEERS: Array<Peer, PEERS> = Array::new();
+#[btf_map]
+pub static LB_PEER4: HashMap<Addr4, u32, PEERS, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub static LB_PEER6: HashMap<Addr6, u32, PEERS, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub static LB_IF: HashMap<u32, Iface, INTERFACES, NO_PREALLOC> = HashMap::new();
 #[btf_map]

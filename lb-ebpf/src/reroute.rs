@@ -5,17 +5,21 @@
 //! source (`ip rule from`) may want another uplink. Asked only where the agent saw such rules.
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT, bpf_fib_lookup,
+    __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT, bpf_fib_lookup,
     bpf_redir_neigh,
 };
-use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh};
+use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_redirect, bpf_redirect_neigh};
+use lb_common::abi::LbConfig;
 use lb_common::counter::Counter;
+use lb_common::dsr;
 use lb_common::env::{Env, Work};
 use lb_common::family::{Family, Ip6};
 use lb_common::packet::LoadAddr;
+use lb_common::verdict::Verdict;
 use lb_common::xdp::ends;
 
 use crate::env::BpfEnv;
+use crate::frame::SkbFrame;
 use crate::neighbour::{AF_INET, AF_INET6};
 use crate::tc::NEXT;
 
@@ -30,8 +34,8 @@ pub(crate) fn words(Ip6 { addr: a }: Ip6) -> [u32; 4] {
     ]
 }
 
-/// What the kernel would do with a packet between these two that came in by `ifindex`; `None`: not forward it. The next
-/// hop may be unresolved.
+/// What the kernel would do with a packet of `size` bytes (0: not told) between these two that came in by `ifindex`; `None`:
+/// not forward it. The next hop may be unresolved.
 #[inline(always)]
 fn route<F: Family>(
     skb: *mut __sk_buff,
@@ -39,7 +43,8 @@ fn route<F: Family>(
     ifindex: u32,
     src: F::Addr,
     dst: F::Addr,
-) -> Option<bpf_fib_lookup> {
+    size: u16,
+) -> Option<Way> {
     let value = &work.value;
     // SAFETY: integers and arrays of them; zero is a value of each.
     let mut route: bpf_fib_lookup = unsafe { core::mem::zeroed() };
@@ -47,13 +52,26 @@ fn route<F: Family>(
     route.l4_protocol = work.packet.proto;
     (route.sport, route.dport) = (u16::from_ne_bytes(value.sport), u16::from_ne_bytes(value.dport));
     route.ifindex = ifindex;
+    route.__bindgen_anon_1.tot_len = size;
     route.__bindgen_anon_3.ipv6_src = words(F::wide(src));
     route.__bindgen_anon_4.ipv6_dst = words(F::wide(dst));
     // SAFETY: the program's context and a structure of ours of the given size.
     let found =
         unsafe { fib_lookup(skb.cast(), &raw mut route, size_of::<bpf_fib_lookup>() as i32, 0) as u32 };
+    if size != 0 && found == BPF_FIB_LKUP_RET_FRAG_NEEDED {
+        // SAFETY: the helper wrote it.
+        return Some(Way::Narrow(unsafe { route.__bindgen_anon_1.mtu_result }));
+    }
     let usable = found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH;
-    (usable && route.ifindex != 0).then_some(route)
+    (usable && route.ifindex != 0).then_some(Way::Open(route))
+}
+
+/// A way that the kernel has for a packet.
+enum Way {
+    /// Its next hop.
+    Open(bpf_fib_lookup),
+    /// The packet is larger than so many bytes, which would fit.
+    Narrow(u16),
 }
 
 /// Sends the packet to the next hop of a route; the code of a TC program.
@@ -83,8 +101,8 @@ where
 {
     let (hook, value) = (&work.hook, &work.value);
     let from = if hook.ingress_ifindex != 0 { hook.ingress_ifindex } else { hook.ifindex };
-    match route(skb, work, from, value.src, value.dst) {
-        Some(route) if route.ifindex != hook.ifindex => {
+    match route(skb, work, from, value.src, value.dst, 0) {
+        Some(Way::Open(route)) if route.ifindex != hook.ifindex => {
             BpfEnv.count(Counter::ReplyRerouted);
             by(&route)
         }
@@ -100,8 +118,42 @@ where
     BpfEnv: Env<F>,
 {
     let (src, dst) = ends(work);
-    match route(skb, work, work.hook.ifindex, src, dst) {
-        Some(route) => by(&route),
+    match route(skb, work, work.hook.ifindex, src, dst, 0) {
+        Some(Way::Open(route)) => by(&route),
+        _ => {
+            BpfEnv.count(Counter::DropNoRoute);
+            TC_ACT_SHOT as i32
+        }
+    }
+}
+
+/// Sends the packet in hand to the backend's node in the outer header that its entry names; the code of a TC program. One
+/// that does not fit is answered, one without a route dropped.
+#[inline(always)]
+pub fn wrap<F: LoadAddr>(
+    skb: *mut __sk_buff,
+    frame: &mut SkbFrame,
+    config: &LbConfig,
+    work: &mut Work<F>,
+) -> i32
+where
+    BpfEnv: Env<F>,
+{
+    let Some(size) = dsr::wrapped_size(frame, work) else {
+        BpfEnv.count(Counter::DropRewrite);
+        return TC_ACT_SHOT as i32;
+    };
+    let size = if size > u16::MAX as usize { u16::MAX } else { size as u16 };
+    match route(skb, work, work.hook.ifindex, work.value.src, work.value.dst, size) {
+        Some(Way::Open(route)) => match dsr::wrap(frame, &mut BpfEnv, work) {
+            Some(()) => by(&route),
+            None => TC_ACT_SHOT as i32,
+        },
+        Some(Way::Narrow(mtu)) => match dsr::too_big(frame, &mut BpfEnv, config, work, mtu as usize) {
+            // SAFETY: the program's context, and a helper; the frame holds an answer to its sender.
+            Verdict::Reply => unsafe { bpf_redirect((*skb).ifindex, 0) as i32 },
+            _ => TC_ACT_SHOT as i32,
+        },
         None => {
             BpfEnv.count(Counter::DropNoRoute);
             TC_ACT_SHOT as i32

@@ -105,6 +105,17 @@ impl Frame for XdpFrame {
     #[inline(always)]
     fn pull(&mut self) {}
 
+    // TC wraps and unwraps
+    #[inline(always)]
+    fn wrap(&mut self, _l3: usize, _len: usize, _udp: bool) -> Option<()> {
+        None
+    }
+
+    #[inline(always)]
+    fn unwrap(&mut self, _l3: usize, _len: usize) -> Option<()> {
+        None
+    }
+
     #[inline(always)]
     fn resize(&mut self, _len: usize) -> Option<()> {
         None

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use lb_common::abi::names;
 use lb_common::abi::{
-    Addr4, Addr6, Backend4, Backend6, Iface, LbConfig, NextHop, RangeKey4, RangeKey6, SvcKey4, SvcKey6,
+    Addr4, Addr6, Backend4, Backend6, Iface, LbConfig, NextHop, Peer, RangeKey4, RangeKey6, SvcKey4, SvcKey6,
     SvcValue,
 };
 

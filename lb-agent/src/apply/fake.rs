@@ -6,8 +6,8 @@ use std::io;
 use std::rc::Rc;
 
 use lb_common::abi::{
-    Addr4, Addr6, Backend4, Backend6, Iface, LbConfig, NextHop, ROLE_SIZE, RangeKey4, RangeKey6, SvcKey4,
-    SvcKey6, SvcValue,
+    Addr4, Addr6, Backend4, Backend6, Iface, LbConfig, NextHop, Peer, ROLE_SIZE, RangeKey4, RangeKey6,
+    SvcKey4, SvcKey6, SvcValue,
 };
 
 use super::mapset::{Failure, MapSet, Table, for_each_table};

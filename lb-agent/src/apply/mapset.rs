@@ -3,7 +3,7 @@
 use std::io;
 
 use lb_common::abi::{
-    Addr4, Addr6, Backend4, Backend6, Iface, LbConfig, NextHop, RangeKey4, RangeKey6, SvcKey4, SvcKey6,
+    Addr4, Addr6, Backend4, Backend6, Iface, LbConfig, NextHop, Peer, RangeKey4, RangeKey6, SvcKey4, SvcKey6,
     SvcValue,
 };
 
@@ -46,6 +46,9 @@ macro_rules! for_each_table {
             node4: [u8; 4] => u32, LB_NODE4;
             node6: [u8; 16] => u32, LB_NODE6;
             nexthops: u32 => NextHop, LB_NH;
+            peers: u32 => Peer, LB_PEERS;
+            peers4: [u8; 4] => u32, LB_PEER4;
+            peers6: [u8; 16] => u32, LB_PEER6;
             interfaces: u32 => Iface, LB_IF;
             namespaces: u64 => u32, LB_NETNS;
         }

@@ -270,7 +270,7 @@ impl<M: MapSet> Applier<M> {
     /// Three steps that build on each other, each a stage of its own.
     fn write_backends(&mut self, desired: &Desired, report: &mut ApplyReport) -> bool {
         each!(self, desired, report, write, generations4 LB_GEN4, generations6 LB_GEN6)
-            && each!(self, desired, report, write, nexthops LB_NH)
+            && each!(self, desired, report, write, nexthops LB_NH, peers LB_PEERS)
             && each!(self, desired, report, write, backends4 LB_BE4, backends6 LB_BE6)
     }
 
@@ -302,7 +302,7 @@ impl<M: MapSet> Applier<M> {
 
     fn write_context(&mut self, desired: &Desired, report: &mut ApplyReport) -> bool {
         let mut complete = each!(
-            self, desired, report, write, interfaces LB_IF, node4 LB_NODE4, node6 LB_NODE6, ranges4 LB_RANGE4,
+            self, desired, report, write, interfaces LB_IF, peers4 LB_PEER4, peers6 LB_PEER6, node4 LB_NODE4, node6 LB_NODE6, ranges4 LB_RANGE4,
             ranges6 LB_RANGE6, cidrs4 LB_CIDR4, cidrs6 LB_CIDR6, namespaces LB_NETNS,
         );
         if self.actual.config != desired.config {
@@ -340,9 +340,10 @@ impl<M: MapSet> Applier<M> {
         let roles = self.write_roles(roles, report);
         let others = each!(
             self, desired, report, sweep, backends4 LB_BE4, backends6 LB_BE6, ranges4 LB_RANGE4, ranges6 LB_RANGE6,
-            cidrs4 LB_CIDR4, cidrs6 LB_CIDR6, node4 LB_NODE4, node6 LB_NODE6, interfaces LB_IF, namespaces LB_NETNS,
+            cidrs4 LB_CIDR4, cidrs6 LB_CIDR6, node4 LB_NODE4, node6 LB_NODE6, interfaces LB_IF, peers4 LB_PEER4,
+            peers6 LB_PEER6, namespaces LB_NETNS,
         );
-        roles && others && each!(self, desired, report, sweep, nexthops LB_NH)
+        roles && others && each!(self, desired, report, sweep, nexthops LB_NH, peers LB_PEERS)
     }
 
     fn write_roles(&mut self, roles: Vec<u8>, report: &mut ApplyReport) -> bool {

@@ -1,7 +1,7 @@
 //! ABI types as the bytes the kernel sees.
 
 use lb_common::abi::{
-    Addr4, Addr6, Backend4, Backend6, CtKey4, CtKey6, CtValue4, CtValue6, Iface, LbConfig, NextHop,
+    Addr4, Addr6, Backend4, Backend6, CtKey4, CtKey6, CtValue4, CtValue6, Iface, LbConfig, NextHop, Peer,
     RangeKey4, RangeKey6, SkConnected, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6, SvcValue,
 };
 
@@ -62,6 +62,7 @@ raw!(
     Iface,
     LbConfig,
     NextHop,
+    Peer,
     RangeKey4,
     RangeKey6,
     SkConnected,

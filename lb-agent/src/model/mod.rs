@@ -7,6 +7,6 @@ mod object;
 pub mod settings;
 
 pub use object::{
-    EndpointSpec, Family, Ignored, Key, NodeSpec, Object, ObjectName, Policy, PortId, Protocol,
+    EndpointSpec, Family, Forwarding, Ignored, Key, NodeSpec, Object, ObjectName, Policy, PortId, Protocol,
     ServiceCidrSpec, ServiceKind, ServicePort, ServiceSpec, SlicePort, SliceSpec, Trigger,
 };

@@ -85,6 +85,15 @@ pub enum Policy {
     Local,
 }
 
+/// How packets for endpoints of other nodes go there, by wish of the Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarding {
+    /// The client's address is kept, and the endpoint's node answers.
+    Dsr,
+    /// The source is replaced, and the answer comes back.
+    Snat,
+}
+
 /// Namespace and name; the namespace is empty for cluster-wide objects.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
@@ -180,6 +189,8 @@ pub struct ServiceSpec {
     pub affinity_s: Option<u32>,
     /// How an endpoint is chosen; `None` = as the operator says.
     pub selection: Option<Algorithm>,
+    /// Annotation `lb-agent.io/forwarding`; `None` = as the agent's own setting is.
+    pub forwarding: Option<Forwarding>,
     /// `spec.healthCheckNodePort`; 0 = none.
     pub health_check_port: u16,
     /// Its ports.

@@ -73,6 +73,18 @@ pub enum Algorithm {
     Maglev,
 }
 
+/// How packets for backends of other nodes are sent there so that the backend's node answers by itself (DSR).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Dsr {
+    /// Not at all: sources are replaced, and answers come back by this node. Packets of others are not taken either.
+    #[default]
+    Off,
+    /// Behind an IP header.
+    Ipip,
+    /// Behind an IP and a UDP header, port 6080, which passes fabrics that know TCP and UDP only.
+    Gue,
+}
+
 /// Which interfaces are to carry XDP.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Xdp {
@@ -159,6 +171,8 @@ pub struct Settings {
     pub maglev_size: Option<u32>,
     /// Whether flows between pods of this node may go past the stack.
     pub fast: Fast,
+    /// Whether, and how, backends of other nodes answer by themselves.
+    pub dsr: Dsr,
     /// Capacities.
     pub limits: Limits,
     /// Least time between the end of an apply and the start of the next (B142).
@@ -187,6 +201,7 @@ impl Settings {
             selection: Algorithm::Random,
             maglev_size: None,
             fast: Fast::Off,
+            dsr: Dsr::Off,
             limits: Limits::PRODUCT,
             min_sync: Duration::from_secs(1),
             sync: Duration::from_secs(30),

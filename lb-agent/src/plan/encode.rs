@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use lb_common::abi::{
     Addr4, Addr6, BE_IN_CLUSTER, BE_IN_LOCAL, BE_LOCAL, Backend4, Backend6, RangeKey4, RangeKey6,
-    SVC_ADDRESS, SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL, SVC_MAGLEV, SVC_MASQ_ALL, SVC_RANGES, SvcKey4,
-    SvcKey6, SvcValue,
+    SVC_ADDRESS, SVC_DSR, SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL, SVC_MAGLEV, SVC_MASQ_ALL, SVC_RANGES,
+    SvcKey4, SvcKey6, SvcValue,
 };
 
 use super::expand::FrontendKind;
@@ -14,8 +14,8 @@ use super::ids::{FrontendKey, ServiceId};
 use super::select::Selected;
 use super::slots::Range;
 use crate::desired::Desired;
-use crate::model::settings::{Limits, Settings};
-use crate::model::{Family, Policy, ServiceSpec};
+use crate::model::settings::{Dsr, Limits, Settings};
+use crate::model::{Family, Forwarding, Policy, ServiceSpec};
 
 /// A table has no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,7 @@ pub fn svc_value(service: &ServiceSpec, kind: FrontendKind, sets: PortSets, sett
             SVC_EXTERNAL
                 | bit(service.external_policy() == Policy::Local, SVC_LOCAL)
                 | bit(filtered, SVC_RANGES)
+                | bit(goes_by_dsr(service, settings), SVC_DSR)
         }
     };
     SvcValue {
@@ -63,6 +64,11 @@ pub fn svc_value(service: &ServiceSpec, kind: FrontendKind, sets: PortSets, sett
         local_start: sets.local.start,
         local_len: sets.local.len,
     }
+}
+
+/// Whether packets from outside for endpoints of other nodes keep their source.
+pub(super) fn goes_by_dsr(service: &ServiceSpec, settings: &Settings) -> bool {
+    settings.dsr != Dsr::Off && service.forwarding != Some(Forwarding::Snat)
 }
 
 /// The value of an active ClusterIP (B91).
@@ -104,7 +110,14 @@ pub fn put_service(
 }
 
 /// Puts a backend into its table.
-pub fn put_backend(tables: &mut Desired, id: u32, service: u32, protocol: u8, endpoint: &Selected) {
+pub fn put_backend(
+    tables: &mut Desired,
+    id: u32,
+    service: u32,
+    protocol: u8,
+    endpoint: &Selected<'_>,
+    node: u32,
+) {
     let bit = |set: bool, bit: u8| if set { bit } else { 0 };
     let flags = bit(endpoint.local, BE_LOCAL)
         | bit(endpoint.in_cluster, BE_IN_CLUSTER)
@@ -112,7 +125,7 @@ pub fn put_backend(tables: &mut Desired, id: u32, service: u32, protocol: u8, en
     let port = endpoint.port.to_be_bytes();
     match endpoint.address {
         IpAddr::V4(a) => {
-            let row = Backend4 { addr: a.octets(), port, proto: protocol, flags, service, nexthop: 0 };
+            let row = Backend4 { addr: a.octets(), port, proto: protocol, flags, service, nexthop: node };
             tables.backends4.insert(id, row);
         }
         IpAddr::V6(a) => {
@@ -122,7 +135,7 @@ pub fn put_backend(tables: &mut Desired, id: u32, service: u32, protocol: u8, en
                 proto: protocol,
                 flags,
                 service,
-                nexthop: 0,
+                nexthop: node,
                 _pad: [0; 4],
             };
             tables.backends6.insert(id, row);

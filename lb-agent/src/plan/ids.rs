@@ -74,6 +74,9 @@ pub struct IdTable {
     backends6: Backends,
     /// Ranges of `LB_SLOTS`.
     pub(super) slots: SlotTable,
+    /// Rows of `LB_PEERS` by the names of nodes. Another row after a restart does no harm: a node that gets a packet for an
+    /// endpoint of another sends it there.
+    pub(super) peers: BTreeMap<String, u32>,
     /// Addresses that have, or lately had, a role.
     pub(super) roles: Roles,
 }
@@ -98,6 +101,7 @@ impl IdTable {
             backends4: backends(),
             backends6: backends(),
             slots: SlotTable::new(limits.slots),
+            peers: BTreeMap::new(),
             roles: Roles::default(),
         }
     }

@@ -18,6 +18,7 @@ pub mod maglev;
 pub mod network;
 mod nexthop;
 pub mod node;
+pub mod peers;
 pub mod pool;
 pub mod ports;
 pub mod roles;
@@ -29,7 +30,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use lb_common::abi::{NODE_HOST_NODEPORT, NODE_NODEPORT, ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT};
+use lb_common::abi::{
+    NODE_HOST_NODEPORT, NODE_NODEPORT, ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT, ROLE_TUNNEL,
+};
 
 use self::ids::{FrontendKey, IdTable};
 use self::issue::{Issue, Severity};
@@ -39,6 +42,7 @@ use crate::desired::Desired;
 use crate::links::{Attachment, NodeNet};
 use crate::model::Family;
 use crate::model::settings::Settings;
+use crate::peers::Answers;
 use crate::store::Snapshot;
 
 /// What a plan is made from.
@@ -52,6 +56,8 @@ pub struct Inputs<'a> {
     pub attachments: &'a BTreeMap<u32, Attachment>,
     /// How the operator wants it.
     pub settings: &'a Settings,
+    /// What other nodes said of themselves.
+    pub answers: &'a Answers,
 }
 
 /// Plans all tables.
@@ -60,14 +66,15 @@ pub struct Inputs<'a> {
 /// [`IdTable::applied`] once the result is in the kernel. Cost: frontends + endpoints, times their logarithm.
 #[must_use]
 pub fn plan(inputs: Inputs<'_>, ids: &mut IdTable, now: Duration) -> (Desired, Vec<Issue>) {
-    let Inputs { snapshot, net, attachments, settings } = inputs;
+    let Inputs { snapshot, net, attachments, settings, answers } = inputs;
     let mut issues = snapshot.issues.clone();
     let mut tables = Desired::default();
     let node = NodeFacts::new(snapshot, net, settings);
     ids.begin(now);
 
     let expansion = expand::expand(snapshot, &node, &mut issues);
-    let planner = PortPlanner { snapshot, node: &node, settings, now };
+    let peers = peers::add(snapshot, &node, settings, answers, ids, &mut tables, &mut issues);
+    let planner = PortPlanner { snapshot, node: &node, settings, peers: &peers, now };
     for port in &expansion.ports {
         planner.add(port, ids, &mut tables, &mut issues);
     }
@@ -102,6 +109,13 @@ fn give_node_roles(tables: &Desired, ids: &mut IdTable, now: Duration) {
         for address in [IpAddr::from(row.snat4), IpAddr::from(row.snat6)] {
             if !address.is_unspecified() {
                 ids.roles.give(address, ROLE_SNAT, now);
+            }
+        }
+    }
+    if let Some(row) = tables.peers.get(&0) {
+        for address in [IpAddr::from(row.addr4), IpAddr::from(row.addr6)] {
+            if !address.is_unspecified() {
+                ids.roles.give(address, ROLE_TUNNEL, now);
             }
         }
     }

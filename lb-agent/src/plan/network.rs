@@ -45,7 +45,8 @@ pub fn add_interfaces(
             master: bridge.map_or(0, |(index, _)| index),
             snat4: snat(Family::V4).map_or([0; 4], octets4),
             snat6: snat(Family::V6).map_or([0; 16], octets6),
-            _pad: [0; 4],
+            mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
+            _pad: [0; 2],
         };
         tables.interfaces.insert(*index, row);
     }

@@ -46,10 +46,10 @@ pub(super) fn add(net: &NodeNet, attachments: &BTreeMap<u32, Attachment>, tables
     }
     let row = |address: IpAddr, flags| if flags & BE_LOCAL == 0 { None } else { pods.get(&address).copied() };
     for backend in tables.backends4.values_mut() {
-        backend.nexthop = row(backend.addr.into(), backend.flags).unwrap_or(0);
+        backend.nexthop = row(backend.addr.into(), backend.flags).unwrap_or(backend.nexthop);
     }
     for backend in tables.backends6.values_mut() {
-        backend.nexthop = row(backend.addr.into(), backend.flags).unwrap_or(0);
+        backend.nexthop = row(backend.addr.into(), backend.flags).unwrap_or(backend.nexthop);
     }
 }
 

@@ -12,6 +12,7 @@ use super::ids::{FrontendKey, IdTable, ServiceId};
 use super::issue::{Issue, Severity};
 use super::maglev::{self, Member};
 use super::node::NodeFacts;
+use super::peers::Peers;
 use super::select::{Place, Selection, select};
 use super::slots::Range;
 use crate::desired::Desired;
@@ -28,6 +29,8 @@ pub struct PortPlanner<'a> {
     pub node: &'a NodeFacts<'a>,
     /// How the operator wants it.
     pub settings: &'a Settings,
+    /// The other nodes.
+    pub peers: &'a Peers,
     /// The time of the plan.
     pub now: Duration,
 }
@@ -99,7 +102,10 @@ impl PortPlanner<'_> {
     }
 
     fn algorithm(&self, port: &Expanded<'_>) -> Algorithm {
-        port.service.selection.unwrap_or(self.settings.selection)
+        // a client that meets another first node is to come to the same backend's node
+        let external = port.frontends.values().any(|kind| *kind != FrontendKind::ClusterIp);
+        let dsr = external && encode::goes_by_dsr(port.service, self.settings);
+        port.service.selection.unwrap_or(if dsr { Algorithm::Maglev } else { self.settings.selection })
     }
 
     /// The Maglev tables of the Cluster and the Local set; `None` = no room for both.
@@ -107,7 +113,7 @@ impl PortPlanner<'_> {
         &self,
         id: ServiceId,
         family: Family,
-        selection: &Selection,
+        selection: &Selection<'_>,
         (cluster, local): (&[Member], &[Member]),
         ids: &mut IdTable,
     ) -> Option<(Range, Range)> {
@@ -124,7 +130,7 @@ impl PortPlanner<'_> {
         &self,
         port: &Expanded<'_>,
         id: ServiceId,
-        selection: &Selection,
+        selection: &Selection<'_>,
         ids: &mut IdTable,
         tables: &mut Desired,
         issues: &mut Vec<Issue>,
@@ -140,7 +146,14 @@ impl PortPlanner<'_> {
                 left_out += 1;
                 continue;
             };
-            encode::put_backend(tables, backend, id.id, port.id.protocol.number(), endpoint);
+            encode::put_backend(
+                tables,
+                backend,
+                id.id,
+                port.id.protocol.number(),
+                endpoint,
+                self.peers.row(endpoint.node),
+            );
             let identity = maglev::identity(endpoint.address, endpoint.port, port.id.protocol.number());
             let member = Member { id: backend, identity, weight: endpoint.weight };
             if endpoint.in_cluster {

@@ -8,7 +8,9 @@ use crate::model::{EndpointSpec, Family, PortId, SliceSpec};
 
 /// An endpoint of one service port, with the sets it is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Selected {
+pub struct Selected<'a> {
+    /// Name of its node.
+    pub node: Option<&'a str>,
     /// Address.
     pub address: IpAddr,
     /// Port.
@@ -29,9 +31,9 @@ pub struct Selected {
 
 /// What became of the endpoints of one service port in one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Selection {
+pub struct Selection<'a> {
     /// All endpoints, one per address and port, in the order of both.
-    pub endpoints: Vec<Selected>,
+    pub endpoints: Vec<Selected<'a>>,
     /// Some endpoint anywhere is usable (B46).
     pub has_any: bool,
 }
@@ -54,9 +56,9 @@ pub fn select<'a>(
     family: Family,
     slices: impl IntoIterator<Item = &'a Arc<SliceSpec>>,
     place: Place<'_>,
-) -> Selection {
+) -> Selection<'a> {
     let merged = merge(id, family, slices, place);
-    let endpoints: Vec<(&(IpAddr, u16), &&EndpointSpec)> = merged.iter().collect();
+    let endpoints: Vec<(&(IpAddr, u16), &&'a EndpointSpec)> = merged.iter().collect();
     let local = |e: &EndpointSpec| e.node.as_deref() == Some(place.node);
     let cluster = cluster_set(&endpoints, place);
     let local_ready = endpoints.iter().any(|(_, e)| local(e) && e.ready);
@@ -66,6 +68,7 @@ pub fn select<'a>(
         endpoints: endpoints
             .iter()
             .map(|((address, port), e)| Selected {
+                node: e.node.as_deref(),
                 address: *address,
                 port: *port,
                 local: local(e),

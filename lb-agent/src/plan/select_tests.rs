@@ -44,11 +44,11 @@ fn id() -> PortId {
     PortId { service: ObjectName::new("ns", "web"), port: "p".to_owned(), protocol: Protocol::Tcp }
 }
 
-fn selected(slices: &[Arc<SliceSpec>], place: Place<'_>) -> Selection {
+fn selected<'a>(slices: &'a [Arc<SliceSpec>], place: Place<'_>) -> Selection<'a> {
     select(&id(), Family::V4, slices, place)
 }
 
-fn last(e: &Selected) -> u8 {
+fn last(e: &Selected<'_>) -> u8 {
     match e.address {
         IpAddr::V4(a) => a.octets()[3],
         IpAddr::V6(_) => 0,
@@ -61,8 +61,9 @@ fn sets(endpoints: Vec<EndpointSpec>) -> (Vec<u8>, Vec<u8>, bool) {
 }
 
 fn sets_at(endpoints: Vec<EndpointSpec>, place: Place<'_>) -> (Vec<u8>, Vec<u8>, bool) {
-    let found = selected(&[slice(endpoints)], place);
-    let of = |f: fn(&Selected) -> bool| found.endpoints.iter().filter(|e| f(e)).map(last).collect();
+    let slices = [slice(endpoints)];
+    let found = selected(&slices, place);
+    let of = |f: fn(&Selected<'_>) -> bool| found.endpoints.iter().filter(|e| f(e)).map(last).collect();
     (of(|e| e.in_cluster), of(|e| e.in_local), found.has_any)
 }
 
@@ -84,7 +85,8 @@ fn b17_slices_of_the_other_family_do_not_count() {
 
 #[test]
 fn b22_slices_merge_and_b29_are_ordered() {
-    let found = selected(&[slice(vec![ep(9, "x")]), slice(vec![ep(2, "x")])], PLACE);
+    let slices = [slice(vec![ep(9, "x")]), slice(vec![ep(2, "x")])];
+    let found = selected(&slices, PLACE);
     assert_eq!(found.endpoints.iter().map(last).collect::<Vec<_>>(), [2, 9]);
 }
 
@@ -136,7 +138,8 @@ fn b51_terminating_and_not_serving_is_never_used() {
 fn b107_an_endpoint_that_still_serves_keeps_its_flows() {
     let cold = EndpointSpec { ready: false, ..ep(1, "ash") };
     let gone = EndpointSpec { serving: false, ..terminating(2, "ash") };
-    let found = selected(&[slice(vec![cold, gone])], PLACE);
+    let slices = [slice(vec![cold, gone])];
+    let found = selected(&slices, PLACE);
     assert_eq!(found.endpoints.iter().map(|e| e.serving).collect::<Vec<_>>(), [true, false]);
 }
 

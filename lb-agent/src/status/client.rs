@@ -63,6 +63,8 @@ pub fn text(status: &Value) -> String {
     }
     lines.extend(array(fast, "refused").filter_map(Value::as_str).map(|w| format!("warning    {w}")));
     lines.extend(array(status, "xdpRefused").filter_map(Value::as_str).map(|w| format!("warning    {w}")));
+    let peers = array(status, "dsrPeers").filter_map(Value::as_str);
+    lines.extend(peers.map(|peer| format!("dsr        {peer}")));
     lines.extend(array(status, "failures").filter_map(Value::as_str).map(|f| format!("FAILED     {f}")));
     let warnings = ["warnings", "leftoverWarnings", "alerts"].into_iter().flat_map(|key| array(status, key));
     lines.extend(warnings.filter_map(Value::as_str).map(|w| format!("warning    {w}")));

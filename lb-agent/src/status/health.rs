@@ -12,11 +12,16 @@ use serde_json::{Map, Value, json};
 use super::metrics::{Metrics, Probe};
 use super::{Status, StatusReader, rfc3339, unix_now};
 use crate::model::Family;
+use crate::peers::{PATH, Taken};
 
 /// The routes; every other path is 404.
 pub fn routes(status: StatusReader, metrics: Metrics) -> Router {
     let state = Health { status, metrics };
-    Router::new().route("/healthz", any(healthz)).route("/livez", any(livez)).with_state(state)
+    Router::new()
+        .route("/healthz", any(healthz))
+        .route("/livez", any(livez))
+        .route(PATH, any(dsr))
+        .with_state(state)
 }
 
 #[derive(Clone)]
@@ -41,6 +46,15 @@ async fn livez(State(health): State<Health>) -> Response {
         (code(live), body(&status, live, None))
     };
     health.answer(Probe::Livez, code, &body)
+}
+
+/// Asked by the agents of other nodes; unknown here without DSR, as with other proxies.
+async fn dsr(State(health): State<Health>) -> Response {
+    let status = health.status.borrow();
+    if status.dsr.is_empty() {
+        return StatusCode::NOT_FOUND.into_response();
+    }
+    axum::Json(Taken { node: status.node.clone(), takes: status.dsr.clone() }).into_response()
 }
 
 impl Health {

@@ -84,6 +84,10 @@ pub struct Status {
     pub xdp_refused: Vec<String>,
     /// Whether flows between pods go past the stack.
     pub fast: fast::FastState,
+    /// Outer headers that this node takes off packets of others; empty: DSR is off.
+    pub dsr: Vec<String>,
+    /// What is known of the other nodes' DSR, a line each.
+    pub dsr_peers: Vec<String>,
     /// Changes seen (B140).
     pub service_changes: u64,
     /// As `service_changes`, for EndpointSlices.

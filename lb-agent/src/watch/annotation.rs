@@ -3,6 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::Fault;
+use crate::model::Forwarding;
 use crate::model::settings::Algorithm;
 use crate::plan::maglev::{DEFAULT_WEIGHT, MAX_WEIGHT};
 
@@ -10,6 +11,22 @@ use crate::plan::maglev::{DEFAULT_WEIGHT, MAX_WEIGHT};
 pub const SELECTION: &str = "lb-agent.io/selection";
 /// On an EndpointSlice: the weight of each of its endpoints, 0 to 1000; without it 1. Counts where the choice is Maglev's.
 pub const WEIGHT: &str = "lb-agent.io/weight";
+
+/// On a Service: how packets go to endpoints of other nodes, `dsr` or `snat`; without it as `--dsr` says.
+pub const FORWARDING: &str = "lb-agent.io/forwarding";
+
+/// [`FORWARDING`]; another word is named, and `--dsr` holds.
+pub fn forwarding(meta: &ObjectMeta, faults: &mut Vec<Fault>) -> Option<Forwarding> {
+    match value(meta, FORWARDING)?.to_lowercase().as_str() {
+        "dsr" => Some(Forwarding::Dsr),
+        "snat" => Some(Forwarding::Snat),
+        other => {
+            let cure = "use dsr or snat; the agent's --dsr holds until then";
+            faults.push(fault(FORWARDING, format!("unknown value {other:?}"), cure));
+            None
+        }
+    }
+}
 
 /// [`SELECTION`]; another word is named, and `--selection` holds.
 pub fn selection(meta: &ObjectMeta, faults: &mut Vec<Fault>) -> Option<Algorithm> {
@@ -66,7 +83,12 @@ mod tests {
         for bad in ["1001", "-1", "", "heavy", "70000"] {
             assert_eq!(weight(&meta(WEIGHT, bad), &mut faults), DEFAULT_WEIGHT);
         }
+        assert_eq!(forwarding(&meta(FORWARDING, "DSR"), &mut faults), Some(Forwarding::Dsr));
+        assert_eq!(forwarding(&meta(FORWARDING, " snat"), &mut faults), Some(Forwarding::Snat));
+        assert_eq!(forwarding(&ObjectMeta::default(), &mut faults), None);
         assert_eq!(faults.len(), 6);
+        assert_eq!(forwarding(&meta(FORWARDING, "tunnel"), &mut faults), None);
+        assert_eq!(faults[6].field, "metadata.annotations[lb-agent.io/forwarding]");
         assert_eq!(faults[0].field, "metadata.annotations[lb-agent.io/selection]");
         assert_eq!(faults[1].problem, "\"1001\" is not a weight");
     }

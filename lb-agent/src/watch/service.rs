@@ -35,6 +35,7 @@ pub fn translate(name: ObjectName, api: &Service) -> Translated<ServiceSpec> {
         external: policy("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), &mut faults),
         affinity_s: affinity(spec, &mut faults),
         selection: annotation::selection(&api.metadata, &mut faults),
+        forwarding: annotation::forwarding(&api.metadata, &mut faults),
         health_check_port: spec.health_check_node_port.and_then(|p| u16::try_from(p).ok()).unwrap_or(0),
         ports: ports(spec, &mut faults),
         name,

@@ -18,7 +18,8 @@ pub struct Backend4 {
     pub flags: u8,
     /// The service port it belongs to.
     pub service: u32,
-    /// Row of `LB_NH` towards it; 0 = not known.
+    /// Of an endpoint on this node: row of `LB_NH` towards it. Of another: row of `LB_PEERS` of its node, if that takes
+    /// packets by DSR. 0 = not known, none.
     pub nexthop: u32,
 }
 const _: () = assert!(size_of::<Backend4>() == 16);
@@ -37,7 +38,8 @@ pub struct Backend6 {
     pub flags: u8,
     /// The service port it belongs to.
     pub service: u32,
-    /// Row of `LB_NH` towards it; 0 = not known.
+    /// Of an endpoint on this node: row of `LB_NH` towards it. Of another: row of `LB_PEERS` of its node, if that takes
+    /// packets by DSR. 0 = not known, none.
     pub nexthop: u32,
     /// Zero.
     pub _pad: [u8; 4],

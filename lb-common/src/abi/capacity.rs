@@ -26,5 +26,7 @@ pub const SOURCES: usize = 65_536;
 pub const INTERFACES: usize = 4096;
 /// Next hops (`LB_NH`).
 pub const NEXTHOPS: usize = 65_536;
+/// Nodes of the cluster (`LB_PEERS`), and their addresses of a family (`LB_PEER4/6`).
+pub const PEERS: usize = 8192;
 /// Network namespaces whose sockets are translated (`LB_NETNS`).
 pub const NAMESPACES: usize = 64;

@@ -100,6 +100,8 @@ pub const ROLE_BACKEND: u8 = 1 << 1;
 pub const ROLE_SNAT: u8 = 1 << 2;
 /// NodePorts answer on this address.
 pub const ROLE_NODEPORT: u8 = 1 << 3;
+/// Other nodes send packets to this address in an outer header (DSR).
+pub const ROLE_TUNNEL: u8 = 1 << 4;
 
 /// The only value of `LB_PAIRS` (key 0): a byte for every hash of a client's and a backend's address
 /// ([`crate::hash::pair_slot`]): `PAIR_*` bits, not 0 once a flow was made between them. The kernel writes and reads; nothing is

@@ -114,6 +114,10 @@ pub const CT_MOVED: u16 = 1 << 7;
 pub const CT_SWITCHED: u16 = 1 << 8;
 /// Between two pods of this node, past the stack: of the XDP kind (`CT_XDP` is set, too), its source kept.
 pub const CT_FAST: u16 = 1 << 10;
+/// The backend's node gets the packets in an outer header and answers by itself: one entry, no reply half.
+pub const CT_DSR: u16 = 1 << 13;
+/// The flow came from another node by DSR.
+pub const CT_DIRECT: u16 = 1 << 14;
 /// The node's own flow, or another masquerade's, that was given another source: a flow of ours has its port, or a socket
 /// hook translated its socket, which is bound to an address that would not come back. It has a SNAT pair and no other.
 pub const CT_GUARD: u16 = 1 << 12;

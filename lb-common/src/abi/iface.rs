@@ -14,8 +14,10 @@ pub struct Iface {
     pub snat4: [u8; 4],
     /// What MASQUERADE would take for IPv6 packets that leave here; all zero = none.
     pub snat6: [u8; 16],
+    /// Largest IP packet that it takes, in bytes; 0 = not known.
+    pub mtu: u16,
     /// Zero.
-    pub _pad: [u8; 4],
+    pub _pad: [u8; 2],
 }
 const _: () = assert!(size_of::<Iface>() == 32);
 

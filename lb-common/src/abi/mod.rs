@@ -19,6 +19,7 @@ pub mod layout;
 pub mod names;
 #[cfg(any(feature = "std", feature = "abi-next", test))]
 pub mod next;
+pub mod peer;
 #[cfg(feature = "user")]
 pub mod pod;
 pub mod sock;
@@ -32,6 +33,7 @@ pub use fragment::*;
 pub use iface::*;
 #[cfg(feature = "abi-next")]
 pub use next::{CtValue, CtValue4, CtValue6};
+pub use peer::*;
 pub use sock::*;
 pub use svc::*;
 

@@ -62,6 +62,12 @@ names! {
         LB_FRAG6 = "LB_FRAG6",
         /// Next hops by row.
         LB_NH = "LB_NH",
+        /// Nodes to which packets are sent by DSR, by row; row 0 is this node.
+        LB_PEERS = "LB_PEERS",
+        /// IPv4 addresses of all nodes of the cluster.
+        LB_PEER4 = "LB_PEER4",
+        /// IPv6 addresses of all nodes of the cluster.
+        LB_PEER6 = "LB_PEER6",
         /// Interfaces of the attach set.
         LB_IF = "LB_IF",
         /// Network namespaces whose sockets are translated, by cookie.

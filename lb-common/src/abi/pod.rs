@@ -29,6 +29,7 @@ pod!(
     PairFilter,
     Iface,
     NextHop,
+    Peer,
     SkPeer,
     SkUdpKey,
     SkUdpValue,

@@ -78,6 +78,8 @@ pub const SVC_ADDRESS: u32 = 1 << 5;
 pub const PROTO_EXTERNAL: u8 = 255;
 /// Both ranges are Maglev tables: the slot is drawn by a hash of the flow (`crate::maglev`), not at random.
 pub const SVC_MAGLEV: u32 = 1 << 6;
+/// The client's address is kept towards backends of other nodes that can answer by themselves (DSR).
+pub const SVC_DSR: u32 = 1 << 8;
 
 /// Key part of the longest-prefix map `LB_RANGE4`; the prefix length counts 32 bits of service id, then the
 /// address.

@@ -2,12 +2,12 @@
 
 use core::cell::Cell;
 use core::net::IpAddr;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::vec::Vec;
 
 use crate::abi::{
-    AffValue, CtKey, CtValue, FragKey, FragValue, Iface, NextHop, SkUdpKey, SkUdpValue, SvcValue,
+    AffValue, CtKey, CtValue, FragKey, FragValue, Iface, NextHop, Peer, SkUdpKey, SkUdpValue, SvcValue,
 };
 use crate::abi::{PAIR_BOUND, PAIR_FAST, PAIR_MOVED, PAIR_SEEN};
 use crate::counter::Counter;
@@ -90,6 +90,8 @@ pub struct Tables<F: Family> {
     pub routes: BTreeMap<F::Addr, u32>,
     /// Sockets of the host by (address, port) that they are bound to.
     pub senders: BTreeMap<(F::Addr, [u8; 2]), Sender<F>>,
+    /// Addresses of the cluster's nodes.
+    pub cluster_nodes: BTreeSet<F::Addr>,
 }
 
 impl<F: Family> Default for Tables<F> {
@@ -109,6 +111,7 @@ impl<F: Family> Default for Tables<F> {
             neighbours: BTreeMap::new(),
             routes: BTreeMap::new(),
             senders: BTreeMap::new(),
+            cluster_nodes: BTreeSet::new(),
         }
     }
 }
@@ -156,6 +159,9 @@ pub struct FakeEnv {
     pub slots: BTreeMap<u32, u32>,
     pub ifaces: BTreeMap<u32, Iface>,
     pub next_hops: BTreeMap<u32, NextHop>,
+    pub peers: BTreeMap<u32, Peer>,
+    /// Largest packet towards other nodes.
+    pub path_mtu: usize,
     /// Bytes of the role filter; shared, so that a clone is cheap.
     pub roles: Arc<Vec<u8>>,
     /// Slots of the pair filter that are not 0.
@@ -178,6 +184,8 @@ impl Default for FakeEnv {
             slots: BTreeMap::new(),
             ifaces: BTreeMap::new(),
             next_hops: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            path_mtu: 1500,
             roles: Arc::new(std::vec![0; crate::abi::ROLE_SIZE]),
             pairs: BTreeMap::new(),
             correspondents: BTreeMap::new(),
@@ -304,6 +312,15 @@ impl<F: Side> Env<F> for FakeEnv {
     }
     fn next_hop(&self, row: u32) -> NextHop {
         self.next_hops.get(&row).copied().unwrap_or_default()
+    }
+    fn peer(&self, row: u32) -> Peer {
+        self.peers.get(&row).copied().unwrap_or_default()
+    }
+    fn is_cluster_node(&self, addr: F::Addr) -> bool {
+        F::side(self).cluster_nodes.contains(&addr)
+    }
+    fn path_mtu(&self, _dst: F::Addr) -> usize {
+        self.path_mtu
     }
     fn route(&self, _ifindex: u32, _src: F::Addr, dst: F::Addr, mtu: u16) -> u32 {
         let row = F::side(self).routes.get(&dst).copied().unwrap_or(0);

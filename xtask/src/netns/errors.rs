@@ -93,20 +93,20 @@ impl Far {
 }
 
 /// A datagram that is one IP packet of this length, whether it may be fragmented or not.
-fn packet(to: SocketAddr, length: usize, hops: u8) -> Ask {
+pub(super) fn packet(to: SocketAddr, length: usize, hops: u8) -> Ask {
     let headers = if to.is_ipv6() { 48 } else { 28 };
     Ask::Probe(Probe { to, port: 0, text: "who?".into(), bytes: length - headers, hops, sctp: false })
 }
 
 /// The path MTU that a namespace has learnt towards an address; 0 = none.
-fn learnt(namespace: &str, to: &str) -> Result<u32> {
+pub(super) fn learnt(namespace: &str, to: &str) -> Result<u32> {
     let text = run_in(namespace, &["ip", "-o", "route", "get", to], "")?;
     let mut words = text.split_whitespace();
     words.by_ref().find(|word| *word == "mtu");
     Ok(words.next().and_then(|word| word.parse().ok()).unwrap_or(0))
 }
 
-fn forget(namespace: &str) -> Result<()> {
+pub(super) fn forget(namespace: &str) -> Result<()> {
     for family in ["-4", "-6"] {
         run_in(namespace, &["ip", family, "route", "flush", "cache"], "")?;
     }

@@ -10,6 +10,7 @@ mod bridge;
 mod capacity;
 mod counters;
 mod detect;
+mod dsr;
 mod duties;
 mod errors;
 mod fast;
@@ -174,6 +175,7 @@ fn cases(kind: Kind) -> Vec<Case> {
     if kind == Kind::Friendly {
         list.extend(xdp::FRIENDLY);
     }
+    list.extend(dsr::CASES);
     list.extend(counters::CASES);
     if kind == Kind::Friendly {
         list.extend(pins::CASES);

@@ -50,6 +50,8 @@ pub struct ApiSource {
     pub node_name: String,
     /// The Node's pod CIDRs are needed before anything is served (B154).
     pub needs_pod_cidrs: bool,
+    /// Follow the Nodes of the others, too.
+    pub all_nodes: bool,
 }
 
 /// All tables; they outlive every session.
@@ -150,7 +152,8 @@ async fn session(
     let others = || source.bootstrap.places().len() > 1;
     let follower = |select| Follower { client: client.clone(), select, out, voice: &voice, others: &others };
     let services = Selection { fields: Some("spec.clusterIP!=None".into()), ..Selection::proxied() };
-    let node = Selection { fields: Some(format!("metadata.name={}", source.node_name)), ..Selection::all() };
+    let own = (!source.all_nodes).then(|| format!("metadata.name={}", source.node_name));
+    let node = Selection { fields: own, ..Selection::all() };
     tokio::select! {
         ended = follower(services).run(&mut tables.services) => ended,
         ended = follower(Selection::proxied()).run(&mut tables.slices) => ended,

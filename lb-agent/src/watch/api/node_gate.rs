@@ -73,6 +73,9 @@ impl NodeGate {
     }
 
     fn node(&mut self, (key, object): (Key, Option<Object>)) -> Option<(Key, Option<Object>)> {
+        if !matches!(&key, Key::Node(name) if *name == self.name) {
+            return Some((key, object));
+        }
         match object {
             Some(Object::Node(node)) => {
                 self.gone = false;

@@ -164,7 +164,8 @@ impl Run {
             servers: servers[1..].iter().map(|s| format!("http://{s}")).collect(),
             ..Bootstrap::default()
         };
-        let source = ApiSource { bootstrap, node_name: "ash".to_owned(), needs_pod_cidrs: false };
+        let source =
+            ApiSource { bootstrap, node_name: "ash".to_owned(), needs_pod_cidrs: false, all_nodes: false };
         let (sender, events) = mpsc::channel(16);
         tokio::spawn(watch(source, sender));
         Self { events, store: Store::new(SOURCES), _folder: folder }
