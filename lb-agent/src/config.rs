@@ -30,6 +30,7 @@ Examples:
   lb-agent run --node-name a --manifests D --config kube-proxy.conf  with a cluster's kube-proxy configuration
   lb-agent status                                                 what is served, and what is wrong
   lb-agent dump                                                   the kernel's tables as text
+  lb-agent check                                                  does this kernel take the programs?
   lb-agent cleanup                                                remove everything from the kernel
   lb-agent cleanup --kube-proxy                                   remove the rules that kube-proxy left behind
 
@@ -51,6 +52,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Print the kernel's tables as text, one line per entry, in a stable order
     Dump(KernelArgs),
+    /// Put every program before this kernel's verifier and say what it thinks, without attaching or keeping anything
+    Check(CheckArgs),
 }
 
 /// Where in the kernel.
@@ -88,6 +91,14 @@ pub struct StatusArgs {
     /// Where in the kernel to look when no agent answers.
     #[command(flatten)]
     pub kernel: KernelArgs,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Clone, Args)]
+pub struct CheckArgs {
+    /// Print JSON instead of text, with all of the verifier's log of refused programs
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `run`.

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
-use lb_agent::config::{Cli, Command, StatusArgs};
+use lb_agent::config::{CheckArgs, Cli, Command, StatusArgs};
+use lb_agent::datapath::{ObjectSource, check};
 use lb_agent::status::{Tables, client};
 
 use lb_agent::net::Wishes;
@@ -68,7 +69,21 @@ fn act(cli: Cli) -> Result<()> {
             print!("{}", dump::dump(&glue::read(&kernel)?));
             Ok(())
         }
+        Command::Check(args) => check(&args),
     }
+}
+
+fn check(args: &CheckArgs) -> Result<()> {
+    let check = check::check(&ObjectSource::from_env())?;
+    print!("{}", if args.json { format!("{}\n", serde_json::to_string(&check)?) } else { check.text() });
+    anyhow::ensure!(
+        check.refused() == 0,
+        "Linux {} refuses {} of {} programs",
+        check.kernel,
+        check.refused(),
+        check.programs.len()
+    );
+    Ok(())
 }
 
 fn status(args: &StatusArgs) -> Result<()> {

@@ -9,7 +9,7 @@ use crate::abi::{CT_GUARD, LbConfig, SK_MASQ};
 use crate::env::{Env, Table, Work};
 use crate::frame::Frame;
 use crate::packet::LoadAddr;
-use crate::tc::{guard_port, snat};
+use crate::tc::{guard_port, snat_now};
 use crate::track::begin;
 use crate::verdict::Step;
 
@@ -26,7 +26,7 @@ pub fn bound<F: LoadAddr>(
 ) -> Step {
     let own = env.iface(work.hook.ifindex).map_or(F::ZERO, |iface| F::snat_addr(&iface));
     if work.sender.flags & SK_MASQ == 0 || work.packet.src == own {
-        return guard_port(frame, env, config, work);
+        return guard_port(env, config, work);
     }
     begin(work, env.now_ns());
     (work.flow.backend, work.flow.backend_port) = (work.packet.dst, work.packet.dport);
@@ -35,7 +35,7 @@ pub fn bound<F: LoadAddr>(
         (work.flow.snat, work.flow.snat_port) = (own, work.sender.snat_port);
     }
     work.flow.flags = CT_GUARD;
-    let step = snat(frame, env, config, work, Table::Young);
+    let step = snat_now(frame, env, config, work, Table::Young);
     work.sender.snat_port = work.flow.snat_port;
     step
 }

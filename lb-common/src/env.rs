@@ -315,7 +315,7 @@ pub struct Work<F: Family> {
     pub neighbour: Neighbour,
     /// The next hop of the packet in hand, at XDP or of a fast flow.
     pub way: NextHop,
-    /// The table that holds the entry in hand, at XDP: 0 established, 1 young.
+    /// The table that holds the entry in hand, at XDP and for [`crate::tc::snat`]: 0 established, 1 young.
     pub young: u32,
     /// What an ICMP error of ours quotes.
     pub quote: [u8; QUOTE],

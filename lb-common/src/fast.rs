@@ -32,8 +32,8 @@ pub(crate) fn may_be_reply<F: LoadAddr>(
     config.flags & CFG_FAST_FLOWS != 0 && env.roles(src) & ROLE_BACKEND != 0 && env.pair_fast(src, dst)
 }
 
-/// Makes the flow in hand, just aimed, a fast one if it may be: the frame in hand came from a pod and was sent to this
-/// node, its source is kept, and both pods have their rows. It is not claimed yet.
+/// Makes the flow in hand, just aimed, a fast one (`CT_FAST` and no other flag) if it may be: the frame in hand came from a
+/// pod and was sent to this node, its source is kept, and both pods have their rows. It is not claimed yet.
 #[inline(always)]
 pub(crate) fn prepare<F: LoadAddr>(
     frame: &impl Frame,
@@ -41,26 +41,25 @@ pub(crate) fn prepare<F: LoadAddr>(
     config: &LbConfig,
     work: &mut Work<F>,
     decision: &Decision<F>,
-) -> bool {
+) {
     let (packet, hook) = (&work.packet, &work.hook);
     let plain = (packet.proto == TCP || packet.proto == UDP) && packet.fragment == Fragment::None;
     // of another node's endpoint it is something else
     let request = if decision.backend.flags & BE_LOCAL != 0 { decision.backend.nexthop } else { 0 };
     if config.flags & CFG_FAST == 0 || decision.masquerade || request == 0 || !plain || hook.l3 != L3 {
-        return false;
+        return;
     }
     let reply = neighbour_row(hook.ifindex, &F::wide(packet.src));
     let (to, back) = (env.next_hop(request), env.next_hop(reply));
     // the row that the client's address leads to may be another one's
     if !is_pod(&to) || !is_pod(&back) || back.ifindex != hook.ifindex || to.ifindex == hook.ifindex {
-        return false;
+        return;
     }
     if frame.load::<6>(0) != Some(back.smac) {
-        return false;
+        return;
     }
     work.flow.nexthop = request | reply << 16;
     work.flow.flags = CT_FAST;
-    true
 }
 
 #[inline(always)]

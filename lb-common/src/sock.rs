@@ -113,7 +113,7 @@ pub fn known<F: Family>(
         return None;
     }
     if last_tick != tick {
-        remember(env, &forward, &SkUdpValue { last_tick: tick, ..known });
+        remember(env, forward, SkUdpValue { last_tick: tick, ..known });
     }
     let masquerade = flags & SK_MASQ != 0;
     Some(SockVerdict::Deliver { addr: F::narrow(addr), port, backend, generation, masquerade })
@@ -133,10 +133,7 @@ pub fn sendmsg<F: Family>(
 ) -> SockVerdict<F::Addr> {
     let verdict = connect(env, config, owner, client, addr, port, UDP);
     if let SockVerdict::Deliver { addr: to, port: to_port, backend, generation, masquerade } = verdict {
-        let last_tick = ticks(Env::<F>::now_ns(env));
-        let flags = masquerade as u16 * SK_MASQ;
-        let value = SkUdpValue { addr: F::wide(to), port: to_port, flags, backend, generation, last_tick };
-        remember(env, &key::<F>(cookie, addr, port, FORWARD), &value);
+        keep::<F>(env, cookie, (addr, port), (to, to_port), backend, generation, masquerade);
     }
     verdict
 }
@@ -150,12 +147,33 @@ pub fn masquerade<F: Family>(env: &mut impl Env<F>, source: Option<F::Addr>, bac
     }
 }
 
-/// Remembers what a frontend became, and what the backend stands for. Not inlined: a BPF stack is small.
-#[inline(never)]
-fn remember(env: &mut impl SockEnv, forward: &SkUdpKey, value: &SkUdpValue) {
-    env.set_correspondent(forward, value);
-    let reply = SkUdpKey { addr: value.addr, port: value.port, direction: REPLY, ..*forward };
-    env.set_correspondent(&reply, &SkUdpValue { addr: forward.addr, port: forward.port, ..*value });
+/// Remembers the choice that [`connect`] made for a datagram to a frontend: the second half of [`sendmsg`]. The BPF side
+/// calls both halves itself, each with a stack of its own.
+#[inline(always)]
+pub fn keep<F: Family>(
+    env: &mut (impl Env<F> + SockEnv),
+    cookie: u64,
+    frontend: (F::Addr, [u8; 2]),
+    to: (F::Addr, [u8; 2]),
+    backend: u32,
+    generation: u32,
+    masquerade: bool,
+) {
+    let last_tick = ticks(Env::<F>::now_ns(env));
+    let flags = masquerade as u16 * SK_MASQ;
+    let value = SkUdpValue { addr: F::wide(to.0), port: to.1, flags, backend, generation, last_tick };
+    remember(env, key::<F>(cookie, frontend.0, frontend.1, FORWARD), value);
+}
+
+/// Remembers what a frontend became, and what the backend stands for.
+#[inline(always)]
+fn remember(env: &mut impl SockEnv, mut key: SkUdpKey, mut value: SkUdpValue) {
+    env.set_correspondent(&key, &value);
+    // in place: a BPF stack is small
+    core::mem::swap(&mut key.addr, &mut value.addr);
+    core::mem::swap(&mut key.port, &mut value.port);
+    key.direction = REPLY;
+    env.set_correspondent(&key, &value);
 }
 
 /// The frontend that a datagram's source stands for on this socket; `None` = the source is what it says.

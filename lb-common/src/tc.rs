@@ -212,13 +212,25 @@ pub fn new_flow<F: LoadAddr>(
     if dsr::applies(work, &service, &source, &decision) && env.begin_dsr(work, decision.backend.nexthop) {
         return Step::Wrap;
     }
-    let flags = work.flow.flags;
-    if fast::prepare(frame, env, config, work, &decision) {
+    fast::prepare(frame, env, config, work, &decision);
+    Step::Start
+}
+
+/// Makes the entries of the flow in hand, which is aimed at its backend, and rewrites its first packet. A step of its own:
+/// the decision's stack is free again.
+#[inline(always)]
+pub fn start<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+) -> Step {
+    if work.flow.flags & CT_FAST != 0 {
         if env.claim_xdp(config, work) {
             env.count(Counter::NewFlow);
             return Step::Fast;
         }
-        work.flow.flags = flags;
+        work.flow.flags = 0;
     }
     match env.claim(config, work) {
         Claim::Refused => return Step::Drop,
@@ -309,19 +321,14 @@ pub fn tc_out<F: LoadAddr>(
 /// A packet to a backend that has no entry of its own at egress: the first one of a flow that is to be masqueraded, or
 /// one of a flow that is not, or of no flow at all.
 #[inline(always)]
-pub fn to_backend<F: LoadAddr>(
-    frame: &mut impl Frame,
-    env: &mut impl Env<F>,
-    config: &LbConfig,
-    work: &mut Work<F>,
-) -> Step {
+pub fn to_backend<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> Step {
     work.key2 = reverse(&work.packet, POS_OUT);
     if let Some(table) = find(env, &work.key2, &mut work.value2) {
         if work.value2.role != Role::DnatReply as u8 || work.value2.flags & CT_MASQ == 0 {
             return Step::Pass;
         }
         work.flow.of(&work.key2, &work.value2);
-        return snat(frame, env, config, work, table);
+        return to_snat(work, table);
     }
     if is_moving(config, &work.packet) {
         return drop(env, Counter::DropMigrating);
@@ -329,7 +336,7 @@ pub fn to_backend<F: LoadAddr>(
     if work.hook.ingress_ifindex == 0 && env.pair_bound(work.packet.src, work.packet.dst) {
         return Step::Bound;
     }
-    guard_port(frame, env, config, work)
+    guard_port(env, config, work)
 }
 
 /// A datagram that leaves with a frontend's address and port as its source (a host port in the NodePort range, a
@@ -391,9 +398,28 @@ fn is_moving<F: LoadAddr>(config: &LbConfig, packet: &Packet<F>) -> bool {
     config.flags & CFG_MIGRATING != 0 && !packet.begins_flow()
 }
 
+/// On to [`snat`], for the flow in hand, whose reply half is in this table.
+#[inline(always)]
+fn to_snat<F: LoadAddr>(work: &mut Work<F>, table: Table) -> Step {
+    work.young = (table == Table::Young) as u32;
+    Step::Snat
+}
+
 /// Makes the SNAT pair of the flow in hand and rewrites its first packet.
 #[inline(always)]
-pub(crate) fn snat<F: LoadAddr>(
+pub fn snat<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+) -> Step {
+    let table = if work.young != 0 { Table::Young } else { Table::Established };
+    snat_now(frame, env, config, work, table)
+}
+
+/// [`snat`], for a step that goes on after it.
+#[inline(always)]
+pub(crate) fn snat_now<F: LoadAddr>(
     frame: &mut impl Frame,
     env: &mut impl Env<F>,
     config: &LbConfig,
@@ -409,12 +435,7 @@ pub(crate) fn snat<F: LoadAddr>(
 /// A packet of this host, or of another masquerade, with a source port of the pool: takes the port out of the pool
 /// towards this backend by a pass entry, or moves it to another port if a flow of ours has it.
 #[inline(always)]
-pub(crate) fn guard_port<F: LoadAddr>(
-    frame: &mut impl Frame,
-    env: &mut impl Env<F>,
-    config: &LbConfig,
-    work: &mut Work<F>,
-) -> Step {
+pub(crate) fn guard_port<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> Step {
     if env.roles(work.packet.src) & ROLE_SNAT == 0 || !in_pool(config, work.packet.sport) {
         return Step::Pass;
     }
@@ -433,7 +454,7 @@ pub(crate) fn guard_port<F: LoadAddr>(
     begin(work, env.now_ns());
     (work.flow.backend, work.flow.backend_port) = (work.packet.dst, work.packet.dport);
     work.flow.flags = CT_GUARD;
-    snat(frame, env, config, work, Table::Young)
+    to_snat(work, Table::Young)
 }
 
 /// Lets the answer to this packet pass unchanged.
@@ -666,9 +687,11 @@ pub fn walk<F: LoadAddr>(
             Step::Answer => return answer(frame, env, config, work),
             Step::Reset => return reset(frame, env, config, work),
             Step::NewFlow => new_flow(frame, env, config, work),
+            Step::Start => start(frame, env, config, work),
             Step::LastWord => last_word(env, config, work),
             Step::GuardReply => guard_reply(env, config, work),
-            Step::ToBackend => to_backend(frame, env, config, work),
+            Step::ToBackend => to_backend(env, config, work),
+            Step::Snat => snat(frame, env, config, work),
             Step::Fragment => fragment(frame, env, config, work),
             Step::Sctp => sctp(frame, env, config, work),
             Step::Straight => straight(frame, env, config, work),

@@ -168,8 +168,21 @@ fn is_challenge(proto: u8, kind: u8, role: Role, flags: u16, set: u16) -> bool {
 /// under its key: that connection goes on, and the client's next SYN is moved to another source port.
 #[inline(always)]
 pub fn give_way<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>) {
-    work.flow.of(&work.key, &work.value);
+    take_up(work);
     env.forget(work);
+    make_way(env, work);
+}
+
+/// The flow of the entry in hand is the flow in hand: the first part of [`give_way`]. The BPF side calls its parts one
+/// after the other, for the sake of the stack.
+#[inline(always)]
+pub fn take_up<F: Family>(work: &mut Work<F>) {
+    work.flow.of(&work.key, &work.value);
+}
+
+/// Leaves the pass entry: the last part of [`give_way`].
+#[inline(always)]
+pub fn make_way<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>) {
     env.count(Counter::FlowDead);
     work.key2 = work.key;
     pass_entry(env, work);

@@ -36,6 +36,10 @@ pub enum Step {
     Sctp = 11,
     /// [`crate::bound::bound`].
     Bound = 12,
+    /// [`crate::tc::start`].
+    Start = 13,
+    /// [`crate::tc::snat`].
+    Snat = 14,
     /// [`crate::icmp::translate`] at ingress.
     ErrorIn = 16,
     /// [`crate::icmp::translate`] at egress.
@@ -76,6 +80,8 @@ impl Step {
             10 => Step::Switch,
             11 => Step::Sctp,
             12 => Step::Bound,
+            13 => Step::Start,
+            14 => Step::Snat,
             16 => Step::ErrorIn,
             17 => Step::ErrorOut,
             18 => Step::Reroute,

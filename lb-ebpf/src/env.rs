@@ -5,8 +5,8 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use lb_common::abi::{
     Addr4, Addr6, AffKey4, AffKey6, AffValue, CtKey, CtKey4, CtKey6, CtValue, CtValue4, CtValue6, FragKey,
-    FragValue, Iface, LbConfig, NextHop, PAIR_BOUND, PAIR_FAST, PAIR_MOVED, PAIR_SEEN, Peer, RangeKey4, RangeKey6, SkUdpKey,
-    SkUdpValue, SvcKey4, SvcKey6, SvcValue,
+    FragValue, Iface, LbConfig, NextHop, PAIR_BOUND, PAIR_FAST, PAIR_MOVED, PAIR_SEEN, Peer, RangeKey4,
+    RangeKey6, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6, SvcValue,
 };
 use lb_common::counter::Counter;
 use lb_common::env::{Env, Insert, SockEnv, Table, Work};
@@ -47,7 +47,7 @@ macro_rules! env {
         svc $svc:ident, node $node:ident $node_key:ident, peer $peer:ident, src $src:ident, cidr $cidr:ident, range $range:ident $range_key:ident,
         be $be:ident, generations $gen:ident, aff $aff:ident, ct $ct:ident $made:path, $gone:path, em $em:ident, frag $frag:ident,
         $refresh:ident $bring:ident $forget:ident $claim:ident $claim_snat:ident $attempt:ident $mark_pair:ident
-        $give_way:ident $meet_fragment:ident $remember_fragment:ident $claim_xdp:ident $crossed:ident $begin_dsr:ident
+        $take_up:ident $make_way:ident $meet_fragment:ident $remember_fragment:ident $claim_xdp:ident $crossed:ident $begin_dsr:ident
     ) => {
         impl Env<$family> for BpfEnv {
             #[inline(always)]
@@ -74,7 +74,7 @@ macro_rules! env {
                 unsafe { $node.get($node_key { addr: addr.addr }) }.copied().unwrap_or(0)
             }
 
-            #[inline(always)]
+            #[inline(never)] // rare, and a stack is small
             fn source_towards(&self, frontend: $addr) -> $addr {
                 // SAFETY: as for services.
                 match unsafe { $src.get($node_key { addr: frontend.addr }) } {
@@ -88,7 +88,7 @@ macro_rules! env {
                 $cidr.get(&Key::new(8 * size_of::<$addr>() as u32, $node_key { addr: addr.addr })).is_some()
             }
 
-            #[inline(always)]
+            #[inline(never)] // rare, and a stack is small
             fn in_source_ranges(&self, service: u32, addr: $addr) -> bool {
                 let key = $range_key { service: service.to_be_bytes(), addr: addr.addr };
                 $range.get(&Key::new(8 * size_of::<$range_key>() as u32, key)).is_some()
@@ -357,7 +357,9 @@ macro_rules! env {
 
             #[inline(always)]
             fn give_way(&mut self, _work: &mut Work<$family>) {
-                steps::$give_way();
+                steps::$take_up();
+                steps::$forget();
+                steps::$make_way();
             }
 
             #[inline(always)]
@@ -406,14 +408,14 @@ env!(
     svc LB_SVC4, node LB_NODE4 Addr4, peer LB_PEER4, src LB_SRC4, cidr LB_CIDR4, range LB_RANGE4 RangeKey4,
     be LB_BE4, generations LB_GEN4, aff LB_AFF4, ct LB_CT4 Counter::Established4Made, Counter::Established4Gone, em LB_EM4, frag LB_FRAG4,
     lb_refresh4 lb_bring4 lb_forget4 lb_claim4 lb_claim_snat4 lb_attempt4 lb_mark_pair4
-    lb_give_way4 lb_meet_fragment4 lb_remember_frag4 lb_claim_xdp4 lb_crossed4 lb_begin_dsr4
+    lb_take_up4 lb_make_way4 lb_meet_fragment4 lb_remember_frag4 lb_claim_xdp4 lb_crossed4 lb_begin_dsr4
 );
 env!(
     V6, Ip6, SvcKey6, AffKey6, CtKey6, CtValue6,
     svc LB_SVC6, node LB_NODE6 Addr6, peer LB_PEER6, src LB_SRC6, cidr LB_CIDR6, range LB_RANGE6 RangeKey6,
     be LB_BE6, generations LB_GEN6, aff LB_AFF6, ct LB_CT6 Counter::Established6Made, Counter::Established6Gone, em LB_EM6, frag LB_FRAG6,
     lb_refresh6 lb_bring6 lb_forget6 lb_claim6 lb_claim_snat6 lb_attempt6 lb_mark_pair6
-    lb_give_way6 lb_meet_fragment6 lb_remember_frag6 lb_claim_xdp6 lb_crossed6 lb_begin_dsr6
+    lb_take_up6 lb_make_way6 lb_meet_fragment6 lb_remember_frag6 lb_claim_xdp6 lb_crossed6 lb_begin_dsr6
 );
 
 impl SockEnv for BpfEnv {

@@ -8,7 +8,7 @@ use lb_common::abi::{ROLE_FRONTEND, ROLE_NODEPORT, SK_MASQ, SkConnected, SkPeer}
 use lb_common::env::Env;
 use lb_common::family::{Family, Ip4, Ip6, V4, V6};
 use lb_common::packet::{TCP, UDP};
-use lb_common::sock::{self, Owner, connect, recvmsg, sendmsg};
+use lb_common::sock::{self, Owner, connect, recvmsg};
 use lb_common::verdict::SockVerdict;
 
 use crate::env::{BpfEnv, config};
@@ -176,7 +176,7 @@ fn sent_native(ctx: &SockAddrContext) -> i32 {
 #[inline(never)]
 fn send_native6(ctx: &SockAddrContext) -> i32 {
     let sa = ctx.sock_addr;
-    send_to::<V6>(ctx, V6::get(sa), V6::datagram_source(sa), |a| V6::set(sa, a))
+    send_to::<V6>(ctx, V6::get(sa), V6::datagram_source(sa), |a| V6::set(sa, a), keep6)
 }
 
 /// `NONE` = there is no earlier choice.
@@ -191,7 +191,7 @@ fn send_mapped(ctx: &SockAddrContext, addr: Ip4) -> i32 {
     let sa = ctx.sock_addr;
     match send_known::<V4>(ctx, addr, |a| set_mapped(sa, a)) {
         Some(code) => code,
-        None => send_to::<V4>(ctx, addr, V4::source(sa), |a| set_mapped(sa, a)),
+        None => send_to::<V4>(ctx, addr, V4::source(sa), |a| set_mapped(sa, a), keep_mapped),
     }
 }
 
@@ -252,8 +252,8 @@ fn known<A: Eq + Copy>(addr: A, none: A) -> Option<A> {
     (addr != none).then_some(addr)
 }
 
-/// Remembers the frontend of a connected socket for getpeername() and recvmsg().
-#[inline(always)]
+/// Remembers the frontend of a connected socket for getpeername() and recvmsg(). Not inlined: a BPF stack is small.
+#[inline(never)]
 fn remember<F: Family>(ctx: &SockAddrContext, addr: F::Addr, port: [u8; 2], proto: u8) {
     let family = if F::V6 { 6 } else { 4 };
     let mut peer = SkPeer { addr: F::wide(addr), port, family, proto, snat_port: [0; 2], flags: 0 };
@@ -348,16 +348,64 @@ where
     }
 }
 
-/// sendmsg() from `source` with a destination that this socket has not sent to lately.
+/// sendmsg() from `source` with a destination that this socket has not sent to lately: both halves of [`sock::sendmsg`]. `keep` is the
+/// second one, a function of its own (see [`kept`]); it gets the frontend and the backend's id and generation.
 #[inline(always)]
-fn send_to<F: SockFamily>(ctx: &SockAddrContext, addr: F::Addr, source: F::Addr, set: impl Fn(F::Addr)) -> i32
+fn send_to<F: SockFamily>(
+    ctx: &SockAddrContext,
+    addr: F::Addr,
+    source: F::Addr,
+    set: impl Fn(F::Addr),
+    keep: fn(&SockAddrContext, &F::Addr, u32, u32, u32),
+) -> i32
 where
     BpfEnv: Env<F>,
 {
     let sa = ctx.sock_addr;
     let (Some(config), Some(UDP)) = (config(), proto(sa)) else { return PROCEED };
-    let source = known(source, F::ZERO);
-    carry_out(sa, sendmsg::<F>(&mut BpfEnv, config, owner(ctx), cookie(ctx), source, addr, port(sa)), set)
+    let (source, to) = (known(source, F::ZERO), port(sa));
+    let verdict = connect::<F>(&mut BpfEnv, config, owner(ctx), source, addr, to, UDP);
+    let done = carry_out(sa, verdict, set);
+    if let SockVerdict::Deliver { backend, generation, masquerade, .. } = verdict {
+        // a BPF function takes five arguments
+        let to = u16::from_ne_bytes(to) as u32 | (masquerade as u32) << 16;
+        keep(ctx, &addr, to, backend, generation);
+    }
+    done
+}
+
+/// Remembers the choice; the backend's address is in the context already, and is handed on as `backend`.
+#[inline(always)]
+fn kept<F: SockFamily>(
+    ctx: &SockAddrContext,
+    (addr, port_and_masquerade): (F::Addr, u32),
+    backend: F::Addr,
+    id: u32,
+    generation: u32,
+) where
+    BpfEnv: Env<F>,
+{
+    let to = (backend, port(ctx.sock_addr));
+    let frontend = (addr, (port_and_masquerade as u16).to_ne_bytes());
+    let masquerade = port_and_masquerade >> 16 != 0;
+    sock::keep::<F>(&mut BpfEnv, cookie(ctx), frontend, to, id, generation, masquerade);
+}
+
+#[inline(never)]
+fn keep4(ctx: &SockAddrContext, addr: &Ip4, port: u32, id: u32, generation: u32) {
+    kept::<V4>(ctx, (*addr, port), V4::get(ctx.sock_addr), id, generation);
+}
+
+#[inline(never)]
+fn keep_mapped(ctx: &SockAddrContext, addr: &Ip4, port: u32, id: u32, generation: u32) {
+    if let Some(backend) = mapped(ctx.sock_addr) {
+        kept::<V4>(ctx, (*addr, port), backend, id, generation);
+    }
+}
+
+#[inline(never)]
+fn keep6(ctx: &SockAddrContext, addr: &Ip6, port: u32, id: u32, generation: u32) {
+    kept::<V6>(ctx, (*addr, port), V6::get(ctx.sock_addr), id, generation);
 }
 
 /// sendmsg() with a destination: by an earlier choice. `None` = there is none.
@@ -474,7 +522,7 @@ pub fn sendmsg4(ctx: &SockAddrContext) -> i32 {
     }
     let code = match send_known::<V4>(ctx, V4::get(sa), |a| V4::set(sa, a)) {
         Some(code) => code,
-        None => send_to::<V4>(ctx, V4::get(sa), V4::datagram_source(sa), |a| V4::set(sa, a)),
+        None => send_to::<V4>(ctx, V4::get(sa), V4::datagram_source(sa), |a| V4::set(sa, a), keep4),
     };
     sent::<V4>(code, V4::datagram_source(sa), V4::get(sa))
 }

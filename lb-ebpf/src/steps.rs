@@ -71,8 +71,8 @@ pub extern "C" fn lb_crc32c(change: u32, length: u32) -> u32 {
 macro_rules! steps {
     (
         $family:ident: $refresh:ident $bring:ident $forget:ident $claim:ident $claim_snat:ident $attempt:ident $mark_pair:ident
-        $give_way:ident $meet_fragment:ident $remember_fragment:ident
-        $new_flow:ident $last_word:ident $to_backend:ident $guard_reply:ident $answer:ident $reset:ident
+        $take_up:ident $make_way:ident $meet_fragment:ident $remember_fragment:ident
+        $new_flow:ident $start:ident $last_word:ident $to_backend:ident $snat:ident $guard_reply:ident $answer:ident $reset:ident
         $fragment:ident $straight:ident $switch:ident $sctp:ident $bound:ident
         $icmp:ident $reroute:ident $claim_xdp:ident $complete:ident $out:ident $fast:ident $peer:ident $crossed:ident
         $begin_dsr:ident $unwrap:ident $wrap:ident $clamp:ident
@@ -142,9 +142,18 @@ macro_rules! steps {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $give_way() -> u32 {
+        pub extern "C" fn $take_up() -> u32 {
             if let Some(scratch) = scratch() {
-                track::give_way(&mut BpfEnv, $family::mine(scratch));
+                track::take_up($family::mine(scratch));
+            }
+            0
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $make_way() -> u32 {
+            if let Some(scratch) = scratch() {
+                track::make_way(&mut BpfEnv, $family::mine(scratch));
             }
             0
         }
@@ -225,6 +234,14 @@ macro_rules! steps {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
+        pub extern "C" fn $start(skb: *mut __sk_buff) -> u32 {
+            let (Some(config), Some(scratch)) = (config(), scratch()) else { return 0 };
+            let mut frame = SkbFrame::new::<$family>(skb, config);
+            tc::start(&mut frame, &mut BpfEnv, config, $family::mine(scratch)) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
         pub extern "C" fn $last_word() -> u32 {
             let (Some(config), Some(scratch)) = (config(), scratch()) else { return 0 };
             tc::last_word(&mut BpfEnv, config, $family::mine(scratch)) as u32
@@ -239,10 +256,17 @@ macro_rules! steps {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $to_backend(skb: *mut __sk_buff) -> u32 {
+        pub extern "C" fn $to_backend() -> u32 {
+            let (Some(config), Some(scratch)) = (config(), scratch()) else { return 0 };
+            tc::to_backend(&mut BpfEnv, config, $family::mine(scratch)) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $snat(skb: *mut __sk_buff) -> u32 {
             let (Some(config), Some(scratch)) = (config(), scratch()) else { return 0 };
             let mut frame = SkbFrame::new::<$family>(skb, config);
-            tc::to_backend(&mut frame, &mut BpfEnv, config, $family::mine(scratch)) as u32
+            tc::snat(&mut frame, &mut BpfEnv, config, $family::mine(scratch)) as u32
         }
 
         #[unsafe(no_mangle)]
@@ -356,14 +380,14 @@ macro_rules! steps {
 }
 
 steps!(V4: lb_refresh4 lb_bring4 lb_forget4 lb_claim4 lb_claim_snat4 lb_attempt4 lb_mark_pair4
-    lb_give_way4 lb_meet_fragment4 lb_remember_frag4
-    lb_new_flow4 lb_last_word4 lb_to_backend4 lb_guard_reply4 lb_answer4 lb_reset4
+    lb_take_up4 lb_make_way4 lb_meet_fragment4 lb_remember_frag4
+    lb_new_flow4 lb_start4 lb_last_word4 lb_to_backend4 lb_snat4 lb_guard_reply4 lb_answer4 lb_reset4
     lb_fragment4 lb_straight4 lb_switch4 lb_sctp4 lb_bound4
     lb_icmp4 lb_reroute4 lb_claim_xdp4 lb_complete4 lb_out4 lb_fast4 lb_peer4 lb_crossed4
     lb_begin_dsr4 lb_unwrap4 lb_wrap4 lb_clamp4);
 steps!(V6: lb_refresh6 lb_bring6 lb_forget6 lb_claim6 lb_claim_snat6 lb_attempt6 lb_mark_pair6
-    lb_give_way6 lb_meet_fragment6 lb_remember_frag6
-    lb_new_flow6 lb_last_word6 lb_to_backend6 lb_guard_reply6 lb_answer6 lb_reset6
+    lb_take_up6 lb_make_way6 lb_meet_fragment6 lb_remember_frag6
+    lb_new_flow6 lb_start6 lb_last_word6 lb_to_backend6 lb_snat6 lb_guard_reply6 lb_answer6 lb_reset6
     lb_fragment6 lb_straight6 lb_switch6 lb_sctp6 lb_bound6
     lb_icmp6 lb_reroute6 lb_claim_xdp6 lb_complete6 lb_out6 lb_fast6 lb_peer6 lb_crossed6
     lb_begin_dsr6 lb_unwrap6 lb_wrap6 lb_clamp6);

@@ -157,7 +157,7 @@ pub fn ingress(ctx: &XdpContext) -> u32 {
 const GENERAL: u32 = u32::MAX;
 
 macro_rules! family {
-    ($family:ident: $plain:ident $name:ident $carry:ident $send:ident $row:ident $visit:ident $choose:ident $near:ident $rows:ident $begin:ident) => {
+    ($family:ident: $plain:ident $name:ident $carry:ident $send:ident $row:ident $visit:ident $choose:ident $near:ident $way:ident $begin:ident) => {
         /// The plain path of one family, not inlined for the same reason as the general one.
         #[inline(never)]
         fn $plain(ctx: *mut xdp_md) -> u32 {
@@ -241,17 +241,20 @@ macro_rules! family {
             for_tc::<$family>(&mut BpfEnv, config, $family::mine(scratch)) as u32
         }
 
+        /// The row of the next hop of a new flow's request (`request` is 0), or of the replies to what leaves by the row
+        /// `request`. One at a time: two inlined look-ups of routes need a stack that Linux 6.1 does not give.
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $rows(ctx: *mut xdp_md) -> u32 {
+        pub extern "C" fn $way(ctx: *mut xdp_md, request: u32) -> u32 {
             let Some(scratch) = scratch() else { return 0 };
             let work = $family::mine(scratch);
-            let row = |row| <BpfEnv as Env<$family>>::next_hop(&BpfEnv, row);
             let (client, frontend, backend) = (work.flow.client, work.flow.frontend, work.flow.backend);
-            let request = route::<$family>(ctx, work, client, backend, row(port_row(work.hook.ifindex)).mtu);
-            // replies come in there
-            let reply = route::<$family>(ctx, work, frontend, client, row(request).mtu);
-            request | reply << 16
+            let (src, dst, from) = match request {
+                0 => (client, backend, port_row(work.hook.ifindex)),
+                row => (frontend, client, row), // replies come in there
+            };
+            let mtu = <BpfEnv as Env<$family>>::next_hop(&BpfEnv, from).mtu;
+            route::<$family>(ctx, work, src, dst, mtu)
         }
 
         #[unsafe(no_mangle)]
@@ -276,7 +279,11 @@ macro_rules! family {
                 step = match $choose() {
                     0 => XdpStep::Up,
                     1 => XdpStep::of($near()),
-                    _ => XdpStep::of($begin($rows(ctx))),
+                    _ => {
+                        let request = $way(ctx, 0);
+                        let reply = if request == 0 { 0 } else { $way(ctx, request) };
+                        XdpStep::of($begin(request | reply << 16))
+                    }
                 };
             }
             match step {
@@ -288,8 +295,8 @@ macro_rules! family {
     };
 }
 
-family!(V4: plain4 in4 carry4 send4 lb_xdp_row4 lb_xdp_visit4 lb_xdp_choose4 lb_xdp_near4 lb_xdp_rows4 lb_xdp_begin4);
-family!(V6: plain6 in6 carry6 send6 lb_xdp_row6 lb_xdp_visit6 lb_xdp_choose6 lb_xdp_near6 lb_xdp_rows6 lb_xdp_begin6);
+family!(V4: plain4 in4 carry4 send4 lb_xdp_row4 lb_xdp_visit4 lb_xdp_choose4 lb_xdp_near4 lb_xdp_way4 lb_xdp_begin4);
+family!(V6: plain6 in6 carry6 send6 lb_xdp_row6 lb_xdp_visit6 lb_xdp_choose6 lb_xdp_near6 lb_xdp_way6 lb_xdp_begin6);
 
 /// Out by an interface.
 #[inline(always)]

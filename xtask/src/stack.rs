@@ -1,10 +1,17 @@
 //! How deep the stack of each kernel program gets, read from the object: the kernel tells it only in its log.
+//!
+//! Counted as the oldest kernel counts that we run on: before 6.8 each function of a chain of calls takes a multiple of
+//! 32 bytes, and at least 32; newer ones round to 16. A program can so be refused there and accepted here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail};
 use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget, SymbolKind, SymbolSection};
 
+/// Bytes that a program may use with all that it calls.
+pub(crate) const LIMIT: u32 = 512;
+/// What the verifier of Linux 6.1 rounds each function's frame up to.
+pub(crate) const ROUNDING: u32 = 32;
 /// Bytes of one instruction.
 const INSN: u64 = 8;
 const CALL: u8 = 0x85;
@@ -17,15 +24,32 @@ const FRAME_POINTER: u8 = 10;
 type Place = (usize, u64);
 
 struct Function {
+    name: String,
     frame: u32,
     callees: BTreeSet<Place>,
 }
 
-/// Deepest stack in bytes for each function symbol, callees included.
+/// The chain of calls that needs the most stack.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Deepest {
+    /// Bytes, each frame rounded up.
+    pub(crate) bytes: u32,
+    /// Functions from the program inwards, each with the bytes of its own frame.
+    pub(crate) chain: Vec<(String, u32)>,
+}
+
+impl std::fmt::Display for Deepest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let chain: Vec<_> = self.chain.iter().map(|(name, frame)| format!("{name} {frame}")).collect();
+        write!(f, "{} bytes of stack: {}", self.bytes, chain.join(", "))
+    }
+}
+
+/// Deepest stack for each function symbol, callees included.
 ///
 /// # Errors
 /// When the object can't be parsed, or functions call each other in a circle.
-pub(crate) fn depths(bytes: &[u8]) -> Result<BTreeMap<String, u32>> {
+pub(crate) fn depths(bytes: &[u8]) -> Result<BTreeMap<String, Deepest>> {
     let file = object::File::parse(bytes)?;
     let mut functions = BTreeMap::new();
     let mut names = BTreeMap::new();
@@ -45,15 +69,16 @@ pub(crate) fn depths(bytes: &[u8]) -> Result<BTreeMap<String, u32>> {
             }
         }
         let place = (index.0, symbol.address());
-        functions.insert(place, scan(body, place, &targets));
+        let scanned = scan(symbol.name()?, body, place, &targets);
+        functions.insert(place, scanned);
         names.insert(symbol.name()?.to_owned(), place);
     }
     names.into_iter().map(|(name, place)| Ok((name, depth(&functions, place, 0)?))).collect()
 }
 
 /// Frame and callees of one function. `targets`: by offset in the section, (section, address, is a section symbol).
-fn scan(body: &[u8], place: Place, targets: &BTreeMap<u64, (usize, u64, bool)>) -> Function {
-    let mut function = Function { frame: 0, callees: BTreeSet::new() };
+fn scan(name: &str, body: &[u8], place: Place, targets: &BTreeMap<u64, (usize, u64, bool)>) -> Function {
+    let mut function = Function { name: name.to_owned(), frame: 0, callees: BTreeSet::new() };
     let mut copies = BTreeSet::new();
     let mut skip = false;
     for (number, insn) in body.chunks_exact(INSN as usize).enumerate() {
@@ -95,14 +120,42 @@ fn scan(body: &[u8], place: Place, targets: &BTreeMap<u64, (usize, u64, bool)>) 
     function
 }
 
-fn depth(functions: &BTreeMap<Place, Function>, place: Place, level: u32) -> Result<u32> {
+fn depth(functions: &BTreeMap<Place, Function>, place: Place, level: u32) -> Result<Deepest> {
     if level > 16 {
         bail!("calls nest deeper than 16 functions");
     }
     let function = functions.get(&place).with_context(|| format!("a call to no function: {place:?}"))?;
-    let mut deepest = 0;
+    let mut deepest = Deepest::default();
     for callee in &function.callees {
-        deepest = deepest.max(depth(functions, *callee, level + 1)?);
+        let below = depth(functions, *callee, level + 1)?;
+        if below.bytes > deepest.bytes {
+            deepest = below;
+        }
     }
-    Ok(function.frame + deepest)
+    deepest.bytes += function.frame.max(1).next_multiple_of(ROUNDING);
+    deepest.chain.insert(0, (function.name.clone(), function.frame));
+    Ok(deepest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_frame_takes_a_multiple_of_32_bytes() {
+        let function = |name: &str, frame, callees: &[Place]| Function {
+            name: name.into(),
+            frame,
+            callees: callees.iter().copied().collect(),
+        };
+        let functions = BTreeMap::from([
+            ((0, 0), function("entry", 0, &[(0, 8), (0, 16)])),
+            ((0, 8), function("shallow", 64, &[])),
+            ((0, 16), function("deep", 33, &[(0, 24)])),
+            ((0, 24), function("leaf", 8, &[])),
+        ]);
+        let deepest = depth(&functions, (0, 0), 0).unwrap();
+        assert_eq!(deepest.bytes, 32 + 64 + 32);
+        assert_eq!(deepest.to_string(), "128 bytes of stack: entry 0, deep 33, leaf 8");
+    }
 }

@@ -33,7 +33,8 @@ impl ObjectSource {
             .map_or(ObjectSource::Embedded, |path| ObjectSource::File(path.into()))
     }
 
-    fn bytes(&self) -> Result<std::borrow::Cow<'static, [u8]>, DatapathError> {
+    /// The object's bytes, not looked at.
+    pub(super) fn bytes(&self) -> Result<std::borrow::Cow<'static, [u8]>, DatapathError> {
         match self {
             ObjectSource::Embedded if EMBEDDED.is_empty() => Err(DatapathError::NoObject),
             ObjectSource::Embedded => Ok(EMBEDDED.into()),
@@ -148,7 +149,11 @@ pub(super) fn need_xdp(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
     need(ebpf, names::LB_XDP)
 }
 
-fn need(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
+/// Puts a program before the verifier, unless it is loaded already.
+///
+/// # Errors
+/// [`DatapathError::Verifier`] when it is refused; [`DatapathError::Missing`] when the object has none of that name.
+pub(super) fn need(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
     let program = ebpf.program_mut(name).ok_or_else(|| DatapathError::Missing { what: "program", name })?;
     if program.fd().is_ok() {
         return Ok(());

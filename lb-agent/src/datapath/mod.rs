@@ -9,6 +9,7 @@
 mod attach;
 mod carry;
 mod cgroup;
+pub mod check;
 mod cleanup;
 pub mod counters;
 mod error;

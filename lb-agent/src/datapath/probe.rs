@@ -38,7 +38,8 @@ pub(super) fn config_flags() -> u32 {
     if version(&release()) >= Some(CSUM_IPV6) { CFG_CSUM_IPV6 } else { 0 }
 }
 
-fn release() -> String {
+/// `uname -r`, with its line end.
+pub(super) fn release() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default()
 }
 
