@@ -6,6 +6,7 @@ mod cluster;
 mod demo;
 mod elf;
 mod image;
+mod kernels;
 mod kube;
 mod lab;
 mod netns;
@@ -58,6 +59,9 @@ enum Command {
         /// Writes the budget anew
         #[arg(long)]
         bless: bool,
+        /// Asks another kernel instead of this one, booted under QEMU from Debian's packages (6.1, 6.12); can be repeated
+        #[arg(long, value_name = "MAJOR.MINOR", conflicts_with = "bless")]
+        kernel: Vec<String>,
     },
     /// Runs the tests, all levels or the named ones, and ends with one line of counts
     Test {
@@ -151,7 +155,12 @@ fn dispatch(command: Command) -> Result<bool> {
         Command::BuildEbpf { force, .. } => build::ebpf(force).map(drop),
         Command::Demo { remove: true, .. } => demo::remove(),
         Command::Demo { keep, agent, .. } => demo::run(keep, agent),
-        Command::Verify { bless } => {
+        Command::Verify { kernel, .. } if !kernel.is_empty() => {
+            let tally = kernels::run(&build::agent()?, &kernel)?;
+            println!("{tally}");
+            return Ok(tally.failed == 0);
+        }
+        Command::Verify { bless, .. } => {
             let outcome = verify::run(bless)?;
             return Ok(outcome.failed == 0);
         }

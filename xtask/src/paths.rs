@@ -39,6 +39,13 @@ pub(crate) fn agent_next() -> PathBuf {
     target().join("release/lb-agent-next")
 }
 
+/// Our folder of what is fetched or built once, outside of the tree so that it survives a fresh clone.
+pub(crate) fn cache() -> PathBuf {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
+    base.unwrap_or_else(std::env::temp_dir).join("lb")
+}
+
 /// Tools built for this workspace alone.
 pub(crate) fn tools() -> PathBuf {
     target().join("tools")

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use crate::paths;
+
 /// Kubernetes version of what is built here.
 pub(crate) const KUBERNETES: &str = "1.36.3";
 /// etcd version of what is built here.
@@ -56,11 +58,9 @@ pub(crate) fn folders() -> [PathBuf; 2] {
     [lab.join("bin"), cache()]
 }
 
-/// Our cache, outside of the tree so that it survives a fresh clone; one folder per version.
+/// Where what was built is kept; one folder per version.
 fn cache() -> PathBuf {
-    let home = || env::var_os("HOME").map_or_else(env::temp_dir, |home| PathBuf::from(home).join(".cache"));
-    let base = env::var_os("XDG_CACHE_HOME").filter(|v| !v.is_empty()).map_or_else(home, PathBuf::from);
-    base.join("lb").join(format!("kubernetes-{KUBERNETES}-etcd-{ETCD}"))
+    paths::cache().join(format!("kubernetes-{KUBERNETES}-etcd-{ETCD}"))
 }
 
 fn complete(folder: &Path) -> bool {

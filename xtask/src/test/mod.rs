@@ -10,7 +10,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::run::is_root;
-use crate::{bench, build, cluster, kube, netns, packages, paths, verify};
+use crate::{bench, build, cluster, kernels, kube, netns, packages, paths, verify};
 
 /// A level of tests; docs/testing.md says what each is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -21,6 +21,8 @@ pub(crate) enum Level {
     Unit,
     /// Every kernel program before the verifier, against its budget
     Verify,
+    /// Every kernel program before the verifiers of Linux 6.1 and 6.12, and a few connections there, under QEMU
+    Kernels,
     /// Golden packets through the programs
     Prog,
     /// Clusters of network namespaces with real sockets
@@ -114,6 +116,7 @@ impl Level {
                 let verify::Outcome { passed, failed } = verify::run(false)?;
                 return Ok(Tally { passed, failed, skipped: 0 });
             }
+            Self::Kernels => return kernels::run(&paths::agent(), kernels::VERSIONS),
             Self::Prog => return cargo::prog(),
             _ => packages::need(packages::LAB)?,
         }
