@@ -9,21 +9,16 @@ use crate::abi::{CT_GUARD, LbConfig, SK_MASQ};
 use crate::env::{Env, Table, Work};
 use crate::frame::Frame;
 use crate::packet::LoadAddr;
-use crate::tc::{guard_port, snat_now};
+use crate::tc::{guard_port, snat, to_snat};
 use crate::track::begin;
 use crate::verdict::Step;
 
 /// A packet of this host to a backend, without an entry of its own: masquerades it if its socket (`work.sender`) is to
-/// be, and comes from another address than the interface's. Leaves the source port that it was given in `work.sender`.
+/// be, and comes from another address than the interface's: [`bound_snat`] is next.
 ///
 /// A connection whose entries were lost goes on with the port that it had.
 #[inline(always)]
-pub fn bound<F: LoadAddr>(
-    frame: &mut impl Frame,
-    env: &mut impl Env<F>,
-    config: &LbConfig,
-    work: &mut Work<F>,
-) -> Step {
+pub fn bound<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> Step {
     let own = env.iface(work.hook.ifindex).map_or(F::ZERO, |iface| F::snat_addr(&iface));
     if work.sender.flags & SK_MASQ == 0 || work.packet.src == own {
         return guard_port(env, config, work);
@@ -35,7 +30,19 @@ pub fn bound<F: LoadAddr>(
         (work.flow.snat, work.flow.snat_port) = (own, work.sender.snat_port);
     }
     work.flow.flags = CT_GUARD;
-    let step = snat_now(frame, env, config, work, Table::Young);
+    let _ = to_snat(work, Table::Young);
+    Step::BoundSnat
+}
+
+/// [`snat`] of the flow that [`bound`] began; leaves the source port that it was given in `work.sender`.
+#[inline(always)]
+pub fn bound_snat<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+) -> Step {
+    let step = snat(frame, env, config, work);
     work.sender.snat_port = work.flow.snat_port;
     step
 }

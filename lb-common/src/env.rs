@@ -7,7 +7,7 @@ use crate::abi::{
 use crate::counter::Counter;
 use crate::dsr;
 use crate::family::{Backend, Family, V4, V6};
-use crate::flow::{Flow, Role};
+use crate::flow::{Flow, Role, tag};
 use crate::fragment;
 use crate::packet::Packet;
 use crate::plain::Layout;
@@ -66,10 +66,21 @@ pub trait Env<F: Family> {
     /// Remembers it.
     fn set_affinity(&mut self, key: &F::AffKey, value: &AffValue);
     /// Runs `f` on an entry of a table, in place. `None`: no such entry.
+    #[inline(always)]
     fn flow_with<R>(
         &mut self,
         table: Table,
         key: &CtKey<F>,
+        f: impl FnOnce(&mut CtValue<F>) -> R,
+    ) -> Option<R> {
+        self.flow_tagged(table, key, tag(key), f)
+    }
+    /// [`Env::flow_with`] for a key whose tag is known: the one that [`Flow::entry`] gave.
+    fn flow_tagged<R>(
+        &mut self,
+        table: Table,
+        key: &CtKey<F>,
+        tag: u32,
         f: impl FnOnce(&mut CtValue<F>) -> R,
     ) -> Option<R>;
     /// Runs `f` on an established entry whose key is these words.

@@ -7,7 +7,7 @@ use crate::abi::{
     AffKey4, AffKey6, Backend4, Backend6, Iface, LbConfig, PEER_V4, PEER_V6, Peer, SvcKey4, SvcKey6,
 };
 use crate::abi::{CFG_CIDR4, CFG_CIDR6, CFG_DETECT_CIDR4, CFG_DETECT_CIDR6};
-use crate::hash::{role_slot4, role_slot6};
+use crate::hash::{role_slot4, role_slot6, role_slot6_inline};
 use crate::maglev::{hash4, hash6};
 
 /// An address family. Implemented by [`V4`] and [`V6`].
@@ -57,8 +57,10 @@ pub trait Family: Copy + Eq + Ord + Hash + Debug + Default + 'static {
     fn flow_hash(client: Self::Addr, ports: u32) -> u32;
     /// An address of the loopback interface.
     fn is_loopback(addr: Self::Addr) -> bool;
-    /// Slot in the role filter.
+    /// Slot in the role filter; for IPv6 a function of its own, since a BPF stack is small.
     fn role_slot(addr: Self::Addr) -> u32;
+    /// The same, inlined.
+    fn role_slot_inline(addr: Self::Addr) -> u32;
     /// One's-complement sum of the address as native-endian 16-bit words, at most 8 * 0xffff.
     fn sum(addr: Self::Addr) -> u32;
     /// The address an interface masquerades to; zero = none.
@@ -221,6 +223,10 @@ impl Family for V4 {
         role_slot4(addr.addr)
     }
     #[inline(always)]
+    fn role_slot_inline(addr: Ip4) -> u32 {
+        role_slot4(addr.addr)
+    }
+    #[inline(always)]
     fn sum(addr: Ip4) -> u32 {
         let a = addr.addr;
         let word = u32::from_ne_bytes(a);
@@ -302,6 +308,10 @@ impl Family for V6 {
     #[inline(always)]
     fn role_slot(addr: Ip6) -> u32 {
         role_slot6(&addr)
+    }
+    #[inline(always)]
+    fn role_slot_inline(addr: Ip6) -> u32 {
+        role_slot6_inline(&addr)
     }
     #[inline(always)]
     fn sum(addr: Ip6) -> u32 {

@@ -156,6 +156,20 @@ impl<F: Family> Flow<F> {
         }
     }
 
+    /// The same as a set: bit N stands for the role with the number N.
+    #[must_use]
+    #[inline(always)]
+    pub fn entry_set(&self) -> u32 {
+        (1 << self.entries()) - (1 << self.first_entry())
+    }
+
+    /// No Service is in it: a connection straight to a backend that was moved ([`crate::straight`]).
+    #[must_use]
+    #[inline(always)]
+    pub fn is_straight(&self) -> bool {
+        self.frontend == self.backend && self.frontend_port == self.backend_port
+    }
+
     /// The SNAT pair exists, or did.
     #[must_use]
     #[inline(always)]
@@ -301,8 +315,7 @@ impl<F: Family> Flow<F> {
         value.tag = tag(key);
         value.flags = self.flags;
         value.role = role as u8;
-        value._pad = [0; 5];
-        value._reserved = F::Reserved::default();
+        // what is reserved stays as it is in a value that began as zeros: entries have nothing else there
     }
 
     /// `PAIR_*` bits that its making sets for client and backend.
@@ -377,7 +390,7 @@ pub const fn is_closed(flags: u16) -> bool {
 pub fn tag<F: Family>(key: &CtKey<F>) -> u32 {
     let ports = u32::from_le_bytes([key.sport[0], key.sport[1], key.dport[0], key.dport[1]]);
     let rest = u32::from_le_bytes([key.proto, key.position, 0, 0]);
-    tag_of(F::role_slot(key.src), F::role_slot(key.dst), ports, rest)
+    tag_of(F::role_slot_inline(key.src), F::role_slot_inline(key.dst), ports, rest)
 }
 
 /// [`tag`] of a key with addresses in these slots of the role filter, these ports, and the word of protocol and position.

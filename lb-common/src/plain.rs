@@ -75,8 +75,6 @@ pub trait Layout: Family {
     /// Rewrites a packet, takes a hop and gives the frame its addresses (its first twelve bytes). `None`: nothing was
     /// written.
     fn change(frame: &mut impl Direct, proto: u8, to: &Change<Self>, macs: [u32; 3]) -> Option<()>;
-    /// Slot in the role filter; inlined, unlike [`Family::role_slot`].
-    fn slot(addr: Self::Addr) -> u32;
 }
 
 /// The IP header of a family.
@@ -173,11 +171,10 @@ fn last_fields(word: u64) -> ([u8; 2], [u8; 2], u8, u8) {
 
 /// `$l4`: offset of the transport header; `$udp`, `$tcp`: of its end.
 macro_rules! layout {
-    ($family:ident $l4:literal $udp:literal $tcp:literal $words:ty; $slot:item $tag:item $key:item) => {
+    ($family:ident $l4:literal $udp:literal $tcp:literal $words:ty; $tag:item $key:item) => {
         impl Layout for $family {
             type Words = $words;
 
-            $slot
             $tag
             $key
 
@@ -238,11 +235,6 @@ layout! {
     V4 34 42 54 [u64; 2];
 
     #[inline(always)]
-    fn slot(addr: Ip4) -> u32 {
-        role_slot4(addr.addr)
-    }
-
-    #[inline(always)]
     fn tag([addrs, last]: [u64; 2]) -> u32 {
         let (src, dst) = ((addrs as u32).to_le_bytes(), ((addrs >> 32) as u32).to_le_bytes());
         tag_of(role_slot4(src), role_slot4(dst), last as u32, (last >> 32) as u32)
@@ -257,11 +249,6 @@ layout! {
 
 layout! {
     V6 54 62 74 [u64; 5];
-
-    #[inline(always)]
-    fn slot(addr: Ip6) -> u32 {
-        role_slot6_inline(&addr)
-    }
 
     #[inline(always)]
     fn tag([a, b, c, d, last]: [u64; 5]) -> u32 {
@@ -308,7 +295,7 @@ fn take<F: Family>(value: &CtValue<F>) -> (Change<F>, Rest) {
 #[inline(always)]
 pub fn concerns<F: Layout>(frame: &mut impl Direct, env: &impl Env<F>) -> Option<u8> {
     let dst = F::destination(frame)?;
-    Some(env.roles_at(F::slot(dst)) & (ROLE_FRONTEND | ROLE_NODEPORT | ROLE_SNAT))
+    Some(env.roles_at(F::role_slot_inline(dst)) & (ROLE_FRONTEND | ROLE_NODEPORT | ROLE_SNAT))
 }
 
 /// A packet that came in by an interface with XDP; `roles` are [`concerns`]'s, not 0.

@@ -11,7 +11,7 @@ use crate::flow::{Role, is_closed};
 use crate::frame::Frame;
 use crate::packet::LoadAddr;
 use crate::tc::{finish, reverse, tuple};
-use crate::track::{Claim, Follow, begin, find, follow};
+use crate::track::{Follow, begin, find, follow};
 use crate::verdict::Step;
 
 /// A packet on its way in between two addresses that have a flow of a Service, to neither a frontend nor a SNAT address.
@@ -46,10 +46,7 @@ pub fn straight<F: LoadAddr>(
     begin(work, env.now_ns());
     (work.flow.backend, work.flow.backend_port) = (work.packet.dst, work.packet.dport);
     work.flow.generation = env.generation(0);
-    match env.claim(config, work) {
-        Claim::Refused => Step::Drop,
-        Claim::New | Claim::Known => finish(frame, env, config, work),
-    }
+    Step::Start
 }
 
 /// A live flow of a Service that came in by the same interface holds the tuple of the packet in hand. One that has

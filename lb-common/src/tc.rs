@@ -6,7 +6,7 @@ use crate::abi::{
 };
 use crate::abi::{NODE_NODEPORT, POS_IN, POS_OUT};
 use crate::abi::{ROLE_BACKEND, ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT, ROLE_TUNNEL, SVC_LOCAL, SvcValue};
-use crate::bound::bound;
+use crate::bound::{bound, bound_snat};
 use crate::counter::Counter;
 use crate::decide::{Decision, Outcome, Source, Target, decide, is_nodeport, target};
 use crate::dsr;
@@ -113,7 +113,11 @@ pub(crate) fn inward<F: LoadAddr>(
     }
     if work.packet.fragment == Fragment::Later {
         // no ports, and the first fragment was not seen
-        return if is_ours(env, work.packet.dst) { drop(env, Counter::DropFragment) } else { unknown(env, work) };
+        return if is_ours(env, work.packet.dst) {
+            drop(env, Counter::DropFragment)
+        } else {
+            unknown(env, work)
+        };
     }
     let node_port = roles & ROLE_NODEPORT != 0 && is_nodeport(config, work.packet.dport);
     let masqueraded = roles & ROLE_SNAT != 0 && in_pool(config, work.packet.dport);
@@ -234,8 +238,8 @@ pub fn start<F: LoadAddr>(
     }
     match env.claim(config, work) {
         Claim::Refused => return Step::Drop,
-        Claim::Known => {}
-        Claim::New => env.count(Counter::NewFlow),
+        Claim::New if !work.flow.is_straight() => env.count(Counter::NewFlow),
+        Claim::New | Claim::Known => {}
     }
     finish(frame, env, config, work)
 }
@@ -400,7 +404,7 @@ fn is_moving<F: LoadAddr>(config: &LbConfig, packet: &Packet<F>) -> bool {
 
 /// On to [`snat`], for the flow in hand, whose reply half is in this table.
 #[inline(always)]
-fn to_snat<F: LoadAddr>(work: &mut Work<F>, table: Table) -> Step {
+pub(crate) fn to_snat<F: LoadAddr>(work: &mut Work<F>, table: Table) -> Step {
     work.young = (table == Table::Young) as u32;
     Step::Snat
 }
@@ -414,18 +418,6 @@ pub fn snat<F: LoadAddr>(
     work: &mut Work<F>,
 ) -> Step {
     let table = if work.young != 0 { Table::Young } else { Table::Established };
-    snat_now(frame, env, config, work, table)
-}
-
-/// [`snat`], for a step that goes on after it.
-#[inline(always)]
-pub(crate) fn snat_now<F: LoadAddr>(
-    frame: &mut impl Frame,
-    env: &mut impl Env<F>,
-    config: &LbConfig,
-    work: &mut Work<F>,
-    table: Table,
-) -> Step {
     match env.claim_snat(config, work, table) {
         Claim::Refused => Step::Drop,
         Claim::New | Claim::Known => finish(frame, env, config, work),
@@ -697,8 +689,9 @@ pub fn walk<F: LoadAddr>(
             Step::Straight => straight(frame, env, config, work),
             Step::Bound => {
                 work.sender = env.sender(&work.packet);
-                bound(frame, env, config, work)
+                bound(env, config, work)
             }
+            Step::BoundSnat => bound_snat(frame, env, config, work),
             Step::Switch => {
                 let bridge = master(env, work.hook.ifindex);
                 work.neighbour = env.neighbour(bridge, work.value.src, work.value.dst);

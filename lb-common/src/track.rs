@@ -6,7 +6,7 @@ use crate::abi::{CtKey, CtValue, LbConfig, SNAT_RANGES};
 use crate::counter::Counter;
 use crate::env::{Env, Insert, Table, Work};
 use crate::family::Family;
-use crate::flow::{Flow, Role, is_closed};
+use crate::flow::{Flow, Role, is_closed, tag};
 use crate::packet::{ACK, FIN, RST, SCTP, SYN, TCP, UDP};
 use crate::switch;
 
@@ -21,6 +21,9 @@ const PARTS: u32 = 8;
 /// ... for so long: a part rests for 7 x 9 ticks, 67 s.
 const PART_TICKS: u32 = 9;
 
+/// Behind the numbers of all roles. Loops over a flow's entries go to this constant: the verifier needs to see their end.
+const ENTRIES: u8 = 9;
+
 /// Copies the entry of a key, established first. `None`: no such entry.
 #[inline(always)]
 pub fn find<F: Family>(env: &mut impl Env<F>, key: &CtKey<F>, into: &mut CtValue<F>) -> Option<Table> {
@@ -30,13 +33,22 @@ pub fn find<F: Family>(env: &mut impl Env<F>, key: &CtKey<F>, into: &mut CtValue
     env.flow_with(Table::Young, key, |value| *into = *value).map(|()| Table::Young)
 }
 
-/// Runs `f` on the entry of a key, established first.
+/// Runs `f` on the entry of a key with this tag, established first.
 #[inline(always)]
-fn with<F: Family, R>(env: &mut impl Env<F>, key: &CtKey<F>, f: impl Fn(&mut CtValue<F>) -> R) -> Option<R> {
-    match env.flow_with(Table::Established, key, &f) {
-        Some(result) => Some(result),
-        None => env.flow_with(Table::Young, key, &f),
+fn with<F: Family, R>(
+    env: &mut impl Env<F>,
+    key: &CtKey<F>,
+    tag: u32,
+    f: impl Fn(&mut CtValue<F>) -> R,
+) -> Option<R> {
+    // a loop: two calls would have `f` twice, or as a function of its own
+    for table in [Table::Established, Table::Young] {
+        let result = env.flow_tagged(table, key, tag, |value| f(value));
+        if result.is_some() {
+            return result;
+        }
     }
+    None
 }
 
 /// What to do with a packet whose entry was found.
@@ -205,15 +217,18 @@ pub fn pass_entry<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>) {
 /// puts back those that are gone. False: an entry belongs to another flow, this one must be given up.
 #[inline(always)]
 pub fn refresh<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Table) -> bool {
-    let mut alive = true;
     if switch::is_switched(env, work) {
         work.flow.flags |= CT_SWITCHED;
     }
-    for number in work.flow.first_entry()..work.flow.entries() {
+    let entries = work.flow.entry_set();
+    for number in 0..ENTRIES {
+        if entries >> number & 1 == 0 {
+            continue;
+        }
         let role = Role::of(number);
         work.flow.entry(role, &mut work.key2, &mut work.value2);
         let flow = &work.flow;
-        let owned = with(env, &work.key2, |value| {
+        let owned = with(env, &work.key2, work.value2.tag, |value| {
             let owned = flow.owns(role, value);
             if owned {
                 value.last_tick = flow.last_tick;
@@ -231,7 +246,7 @@ pub fn refresh<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Tabl
         });
         match owned {
             Some(true) => {}
-            Some(false) => alive = false,
+            Some(false) => return false,
             None => {
                 if env.flow_insert(table, &work.key2, &work.value2) == Insert::Done {
                     env.count(Counter::FlowHealed);
@@ -239,7 +254,7 @@ pub fn refresh<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Tabl
             }
         }
     }
-    alive
+    true
 }
 
 /// Brings all entries of the flow in hand into a table, reply half first.
@@ -249,7 +264,11 @@ pub fn refresh<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Tabl
 /// connections there are. Each is in the young table before it leaves the other, so that a look-up always finds it.
 #[inline(always)]
 pub fn bring<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, to: Table) {
-    for number in work.flow.first_entry()..work.flow.entries() {
+    let entries = work.flow.entry_set();
+    for number in 0..ENTRIES {
+        if entries >> number & 1 == 0 {
+            continue;
+        }
         let role = Role::of(number ^ 1);
         work.flow.entry(role, &mut work.key2, &mut work.value2);
         let inserted = env.flow_insert(to, &work.key2, &work.value2);
@@ -267,7 +286,7 @@ pub fn bring<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, to: Table) {
         if inserted == Insert::Exists {
             // the copy that the promotion left
             let new = &work.value2;
-            env.flow_with(Table::Young, &work.key2, |value| {
+            env.flow_tagged(Table::Young, &work.key2, new.tag, |value| {
                 (value.last_tick, value.flags, value.nexthop) = (new.last_tick, new.flags, new.nexthop);
             });
         }
@@ -279,7 +298,11 @@ pub fn bring<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, to: Table) {
 /// Deletes all entries of the flow in hand from both tables, but none that belongs to another flow.
 #[inline(always)]
 pub fn forget<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>) {
-    for number in work.flow.first_entry()..work.flow.entries() {
+    let entries = work.flow.entry_set();
+    for number in 0..ENTRIES {
+        if entries >> number & 1 == 0 {
+            continue;
+        }
         let role = Role::of(number);
         work.flow.key(role, &mut work.key2);
         for table in [Table::Established, Table::Young] {
@@ -453,39 +476,46 @@ pub fn attempt<F: Family>(
 pub fn reserve<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Table, role: Role) -> Reserve {
     work.flow.entry(role, &mut work.key2, &mut work.value2);
     let other = if table == Table::Young { Table::Established } else { Table::Young };
-    let mut inserted = false;
-    for attempt in 0..2 {
-        match env.flow_insert(table, &work.key2, &work.value2) {
-            Insert::Done => {
-                inserted = true;
-                break;
+    let (mut inserted, mut settled) = (false, false);
+    // twice this table, since what is over makes room once, then the other: one loop, so that `holder` is in the program once
+    for turn in 0..3 {
+        let last = turn == 2;
+        let at = if last { other } else { table };
+        if !last {
+            if settled {
+                continue;
             }
-            Insert::Full => return Reserve::Full,
-            Insert::Exists => match holder(env, table, work, role) {
-                // adopt it, and bring it up to date
-                Holder::Ours => {
-                    let new = &work.value2;
-                    env.flow_with(table, &work.key2, |value| *value = *new);
-                    break;
+            match env.flow_insert(table, &work.key2, &work.value2) {
+                Insert::Done => {
+                    (inserted, settled) = (true, true);
+                    continue;
                 }
-                Holder::Gone if attempt == 0 => env.flow_delete(table, &work.key2),
-                Holder::Gone | Holder::Other => return Reserve::Taken,
-            },
-        }
-    }
-    match holder(env, other, work, role) {
-        Holder::Other => {
-            if inserted {
-                env.flow_delete(table, &work.key2);
+                Insert::Full => return Reserve::Full,
+                Insert::Exists => {}
             }
-            Reserve::Taken
         }
-        Holder::Gone => {
-            env.flow_delete(other, &work.key2);
-            Reserve::Done
+        match holder(env, at, work, work.value2.tag, role) {
+            Holder::Ours if last => return Reserve::Done,
+            // adopt it, and bring it up to date
+            Holder::Ours => {
+                let new = &work.value2;
+                env.flow_tagged(table, &work.key2, new.tag, |value| *value = *new);
+                settled = true;
+            }
+            Holder::Gone if last => {
+                env.flow_delete(other, &work.key2);
+                return Reserve::Done;
+            }
+            Holder::Gone if turn == 0 => env.flow_delete(table, &work.key2),
+            Holder::Gone | Holder::Other => {
+                if inserted {
+                    env.flow_delete(table, &work.key2);
+                }
+                return Reserve::Taken;
+            }
         }
-        Holder::Ours => Reserve::Done,
     }
+    Reserve::Taken
 }
 
 /// Another live flow holds `work.key2` at the other position: (B -> C:c) is met on its way out if it answers a DNAT
@@ -504,7 +534,7 @@ pub fn is_crossed<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, role: Ro
     let mut held = false;
     work.key2.position ^= 1;
     for table in [Table::Established, Table::Young] {
-        match holder(env, table, work, role) {
+        match holder(env, table, work, tag(&work.key2), role) {
             Holder::Gone => env.flow_delete(table, &work.key2),
             Holder::Ours | Holder::Other => held = true,
         }
@@ -522,11 +552,11 @@ enum Holder {
     Other,
 }
 
-/// Who holds `work.key2` in a table.
+/// Who holds `work.key2`, whose tag this is, in a table.
 #[inline(always)]
-fn holder<F: Family>(env: &mut impl Env<F>, table: Table, work: &Work<F>, role: Role) -> Holder {
+fn holder<F: Family>(env: &mut impl Env<F>, table: Table, work: &Work<F>, tag: u32, role: Role) -> Holder {
     let flow = &work.flow;
-    let seen = env.flow_with(table, &work.key2, |value| {
+    let seen = env.flow_tagged(table, &work.key2, tag, |value| {
         (flow.owns(role, value), value.flags, value.backend, value.generation)
     });
     match seen {
@@ -577,12 +607,12 @@ pub fn claim_snat<F: Family>(
     work.flow.entry(Role::SnatForward, &mut work.key, &mut work.value);
     if env.flow_insert(table, &work.key, &work.value) == Insert::Exists {
         let new = &work.value;
-        env.flow_with(table, &work.key, |value| *value = *new);
+        env.flow_tagged(table, &work.key, new.tag, |value| *value = *new);
     }
     for role in [Role::DnatForward, Role::DnatReply] {
         work.flow.key(role, &mut work.key2);
         let flow = &work.flow;
-        with(env, &work.key2, |value| {
+        with(env, &work.key2, tag(&work.key2), |value| {
             if flow.owns(role, value) {
                 (value.aux_addr, value.aux_port) = (flow.snat, flow.snat_port);
             }

@@ -40,6 +40,8 @@ pub enum Step {
     Start = 13,
     /// [`crate::tc::snat`].
     Snat = 14,
+    /// [`crate::bound::bound_snat`].
+    BoundSnat = 15,
     /// [`crate::icmp::translate`] at ingress.
     ErrorIn = 16,
     /// [`crate::icmp::translate`] at egress.
@@ -82,6 +84,7 @@ impl Step {
             12 => Step::Bound,
             13 => Step::Start,
             14 => Step::Snat,
+            15 => Step::BoundSnat,
             16 => Step::ErrorIn,
             17 => Step::ErrorOut,
             18 => Step::Reroute,

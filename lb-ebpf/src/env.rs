@@ -11,7 +11,7 @@ use lb_common::abi::{
 use lb_common::counter::Counter;
 use lb_common::env::{Env, Insert, SockEnv, Table, Work};
 use lb_common::family::{Backend, Family, Ip4, Ip6, V4, V6};
-use lb_common::flow::{Role, tag};
+use lb_common::flow::Role;
 use lb_common::hash::pair_slot;
 use lb_common::plain::Layout;
 use lb_common::track::{Claim, Reserve};
@@ -46,7 +46,7 @@ macro_rules! env {
         $family:ident, $addr:ty, $svc_key:ident, $aff_key:ident, $key:ident, $value:ident,
         svc $svc:ident, node $node:ident $node_key:ident, peer $peer:ident, src $src:ident, cidr $cidr:ident, range $range:ident $range_key:ident,
         be $be:ident, generations $gen:ident, aff $aff:ident, ct $ct:ident $made:path, $gone:path, em $em:ident, frag $frag:ident,
-        $refresh:ident $bring:ident $forget:ident $claim:ident $claim_snat:ident $attempt:ident $mark_pair:ident
+        $refresh:ident $promote:ident $retire:ident $forget:ident $claim:ident $claim_snat:ident $attempt:ident $mark_pair:ident
         $take_up:ident $make_way:ident $meet_fragment:ident $remember_fragment:ident $claim_xdp:ident $crossed:ident $begin_dsr:ident
     ) => {
         impl Env<$family> for BpfEnv {
@@ -124,10 +124,11 @@ macro_rules! env {
             }
 
             #[inline(always)]
-            fn flow_with<R>(
+            fn flow_tagged<R>(
                 &mut self,
                 table: Table,
                 key: &$key,
+                tag: u32,
                 f: impl FnOnce(&mut CtValue<$family>) -> R,
             ) -> Option<R> {
                 let found = match table {
@@ -137,7 +138,7 @@ macro_rules! env {
                 // SAFETY: the pointer is to a live or just reused element of the table; its fields are integers,
                 // so a concurrent writer yields old or new values. The tag rules out an element of another key.
                 let value: &mut $value = unsafe { &mut *found };
-                if value.tag != tag(key) {
+                if value.tag != tag {
                     return None;
                 }
                 Some(f(value))
@@ -310,7 +311,10 @@ macro_rules! env {
 
             #[inline(always)]
             fn bring(&mut self, _work: &mut Work<$family>, to: Table) {
-                steps::$bring(number(to));
+                match to {
+                    Table::Established => steps::$promote(),
+                    Table::Young => steps::$retire(),
+                };
             }
 
             #[inline(always)]
@@ -407,14 +411,14 @@ env!(
     V4, Ip4, SvcKey4, AffKey4, CtKey4, CtValue4,
     svc LB_SVC4, node LB_NODE4 Addr4, peer LB_PEER4, src LB_SRC4, cidr LB_CIDR4, range LB_RANGE4 RangeKey4,
     be LB_BE4, generations LB_GEN4, aff LB_AFF4, ct LB_CT4 Counter::Established4Made, Counter::Established4Gone, em LB_EM4, frag LB_FRAG4,
-    lb_refresh4 lb_bring4 lb_forget4 lb_claim4 lb_claim_snat4 lb_attempt4 lb_mark_pair4
+    lb_refresh4 lb_promote4 lb_retire4 lb_forget4 lb_claim4 lb_claim_snat4 lb_attempt4 lb_mark_pair4
     lb_take_up4 lb_make_way4 lb_meet_fragment4 lb_remember_frag4 lb_claim_xdp4 lb_crossed4 lb_begin_dsr4
 );
 env!(
     V6, Ip6, SvcKey6, AffKey6, CtKey6, CtValue6,
     svc LB_SVC6, node LB_NODE6 Addr6, peer LB_PEER6, src LB_SRC6, cidr LB_CIDR6, range LB_RANGE6 RangeKey6,
     be LB_BE6, generations LB_GEN6, aff LB_AFF6, ct LB_CT6 Counter::Established6Made, Counter::Established6Gone, em LB_EM6, frag LB_FRAG6,
-    lb_refresh6 lb_bring6 lb_forget6 lb_claim6 lb_claim_snat6 lb_attempt6 lb_mark_pair6
+    lb_refresh6 lb_promote6 lb_retire6 lb_forget6 lb_claim6 lb_claim_snat6 lb_attempt6 lb_mark_pair6
     lb_take_up6 lb_make_way6 lb_meet_fragment6 lb_remember_frag6 lb_claim_xdp6 lb_crossed6 lb_begin_dsr6
 );
 

@@ -70,10 +70,10 @@ pub extern "C" fn lb_crc32c(change: u32, length: u32) -> u32 {
 
 macro_rules! steps {
     (
-        $family:ident: $refresh:ident $bring:ident $forget:ident $claim:ident $claim_snat:ident $attempt:ident $mark_pair:ident
+        $family:ident: $refresh:ident $promote:ident $retire:ident $forget:ident $claim:ident $claim_snat:ident $attempt:ident $mark_pair:ident
         $take_up:ident $make_way:ident $meet_fragment:ident $remember_fragment:ident
         $new_flow:ident $start:ident $last_word:ident $to_backend:ident $snat:ident $guard_reply:ident $answer:ident $reset:ident
-        $fragment:ident $straight:ident $switch:ident $sctp:ident $bound:ident
+        $fragment:ident $straight:ident $switch:ident $sctp:ident $bound:ident $bound_snat:ident $keep_port:ident
         $icmp:ident $reroute:ident $claim_xdp:ident $complete:ident $out:ident $fast:ident $peer:ident $crossed:ident
         $begin_dsr:ident $unwrap:ident $wrap:ident $clamp:ident
     ) => {
@@ -86,9 +86,18 @@ macro_rules! steps {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $bring(number: u32) -> u32 {
+        pub extern "C" fn $promote() -> u32 {
             if let Some(scratch) = scratch() {
-                track::bring(&mut BpfEnv, $family::mine(scratch), table(number));
+                track::bring(&mut BpfEnv, $family::mine(scratch), Table::Established);
+            }
+            0
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $retire() -> u32 {
+            if let Some(scratch) = scratch() {
+                track::bring(&mut BpfEnv, $family::mine(scratch), Table::Young);
             }
             0
         }
@@ -213,15 +222,35 @@ macro_rules! steps {
         #[inline(never)]
         pub extern "C" fn $bound(skb: *mut __sk_buff) -> u32 {
             let (Some(config), Some(scratch)) = (config(), scratch()) else { return 0 };
-            let mut frame = SkbFrame::new::<$family>(skb, config);
             let work = $family::mine(scratch);
+            sender::<$family>(skb, work);
+            bound::bound(&mut BpfEnv, config, work) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $bound_snat(skb: *mut __sk_buff) -> u32 {
+            let (Some(config), Some(scratch)) = (config(), scratch()) else { return 0 };
+            let mut frame = SkbFrame::new::<$family>(skb, config);
+            let step = bound::bound_snat(&mut frame, &mut BpfEnv, config, $family::mine(scratch)) as u32;
+            $keep_port(skb);
+            step
+        }
+
+        /// Leaves the source port of the flow in hand in the storage of the packet's socket.
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $keep_port(skb: *mut __sk_buff) -> u32 {
+            let Some(scratch) = scratch() else { return 0 };
+            let work = $family::mine(scratch);
+            let port = work.sender.snat_port;
             let peer = sender::<$family>(skb, work);
-            let step = bound::bound(&mut frame, &mut BpfEnv, config, work);
             if !peer.is_null() {
                 // SAFETY: the storage of the packet's socket, which the packet holds.
-                unsafe { (*peer).snat_port = work.sender.snat_port };
+                unsafe { (*peer).snat_port = port };
             }
-            step as u32
+            0
         }
 
         #[unsafe(no_mangle)]
@@ -379,15 +408,15 @@ macro_rules! steps {
     };
 }
 
-steps!(V4: lb_refresh4 lb_bring4 lb_forget4 lb_claim4 lb_claim_snat4 lb_attempt4 lb_mark_pair4
+steps!(V4: lb_refresh4 lb_promote4 lb_retire4 lb_forget4 lb_claim4 lb_claim_snat4 lb_attempt4 lb_mark_pair4
     lb_take_up4 lb_make_way4 lb_meet_fragment4 lb_remember_frag4
     lb_new_flow4 lb_start4 lb_last_word4 lb_to_backend4 lb_snat4 lb_guard_reply4 lb_answer4 lb_reset4
-    lb_fragment4 lb_straight4 lb_switch4 lb_sctp4 lb_bound4
+    lb_fragment4 lb_straight4 lb_switch4 lb_sctp4 lb_bound4 lb_bound_snat4 lb_keep_port4
     lb_icmp4 lb_reroute4 lb_claim_xdp4 lb_complete4 lb_out4 lb_fast4 lb_peer4 lb_crossed4
     lb_begin_dsr4 lb_unwrap4 lb_wrap4 lb_clamp4);
-steps!(V6: lb_refresh6 lb_bring6 lb_forget6 lb_claim6 lb_claim_snat6 lb_attempt6 lb_mark_pair6
+steps!(V6: lb_refresh6 lb_promote6 lb_retire6 lb_forget6 lb_claim6 lb_claim_snat6 lb_attempt6 lb_mark_pair6
     lb_take_up6 lb_make_way6 lb_meet_fragment6 lb_remember_frag6
     lb_new_flow6 lb_start6 lb_last_word6 lb_to_backend6 lb_snat6 lb_guard_reply6 lb_answer6 lb_reset6
-    lb_fragment6 lb_straight6 lb_switch6 lb_sctp6 lb_bound6
+    lb_fragment6 lb_straight6 lb_switch6 lb_sctp6 lb_bound6 lb_bound_snat6 lb_keep_port6
     lb_icmp6 lb_reroute6 lb_claim_xdp6 lb_complete6 lb_out6 lb_fast6 lb_peer6 lb_crossed6
     lb_begin_dsr6 lb_unwrap6 lb_wrap6 lb_clamp6);

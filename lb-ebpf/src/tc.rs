@@ -127,21 +127,21 @@ macro_rules! carry {
 
 carry! {
     carry_in4 OUT Out lb_out4(skb), Peer lb_peer4(), Wrap lb_wrap4(skb)
-        [Unwrap lb_unwrap4(skb), NewFlow lb_new_flow4(skb), Start lb_start4(skb), Fragment lb_fragment4(skb), Straight lb_straight4(skb), Sctp lb_sctp4(skb),
+        [Unwrap lb_unwrap4(skb), NewFlow lb_new_flow4(skb), Fragment lb_fragment4(skb), Straight lb_straight4(skb), Start lb_start4(skb), Sctp lb_sctp4(skb),
          Switch lb_switch4(skb), ErrorIn lb_icmp4(skb POS_IN), Fast lb_fast4(skb),
          Complete lb_complete4(skb)]
         [Answer lb_answer4]
     carry_in6 OUT Out lb_out6(skb), Peer lb_peer6(), Wrap lb_wrap6(skb)
-        [Unwrap lb_unwrap6(skb), NewFlow lb_new_flow6(skb), Start lb_start6(skb), Fragment lb_fragment6(skb), Straight lb_straight6(skb), Sctp lb_sctp6(skb),
+        [Unwrap lb_unwrap6(skb), NewFlow lb_new_flow6(skb), Fragment lb_fragment6(skb), Straight lb_straight6(skb), Start lb_start6(skb), Sctp lb_sctp6(skb),
          Switch lb_switch6(skb), ErrorIn lb_icmp6(skb POS_IN), Fast lb_fast6(skb),
          Complete lb_complete6(skb)]
         [Answer lb_answer6]
     carry_out4 IN Reroute lb_reroute4(skb)
-        [ToBackend lb_to_backend4(), Bound lb_bound4(skb), Snat lb_snat4(skb), LastWord lb_last_word4(), GuardReply lb_guard_reply4(), Fragment lb_fragment4(skb),
+        [ToBackend lb_to_backend4(), Bound lb_bound4(skb), BoundSnat lb_bound_snat4(skb), Snat lb_snat4(skb), LastWord lb_last_word4(), GuardReply lb_guard_reply4(), Fragment lb_fragment4(skb),
          Sctp lb_sctp4(skb), Clamp lb_clamp4(skb), ErrorOut lb_icmp4(skb POS_OUT)]
         [Answer lb_answer4, Reset lb_reset4]
     carry_out6 IN Reroute lb_reroute6(skb)
-        [ToBackend lb_to_backend6(), Bound lb_bound6(skb), Snat lb_snat6(skb), LastWord lb_last_word6(), GuardReply lb_guard_reply6(), Fragment lb_fragment6(skb),
+        [ToBackend lb_to_backend6(), Bound lb_bound6(skb), BoundSnat lb_bound_snat6(skb), Snat lb_snat6(skb), LastWord lb_last_word6(), GuardReply lb_guard_reply6(), Fragment lb_fragment6(skb),
          Sctp lb_sctp6(skb), Clamp lb_clamp6(skb), ErrorOut lb_icmp6(skb POS_OUT)]
         [Answer lb_answer6, Reset lb_reset6]
 }

@@ -245,14 +245,16 @@ impl<F: Side> Env<F> for FakeEnv {
     fn set_affinity(&mut self, key: &F::AffKey, value: &AffValue) {
         F::side_mut(self).affinity.insert(*key, *value);
     }
-    fn flow_with<R>(
+    fn flow_tagged<R>(
         &mut self,
         table: Table,
         key: &CtKey<F>,
+        known: u32,
         f: impl FnOnce(&mut CtValue<F>) -> R,
     ) -> Option<R> {
+        assert_eq!(known, tag(key), "not the key's tag");
         let value = F::side_mut(self).flows_mut(table).get_mut(key)?;
-        (value.tag == tag(key)).then(|| f(value))
+        (value.tag == known).then(|| f(value))
     }
     fn flow_insert(&mut self, table: Table, key: &CtKey<F>, value: &CtValue<F>) -> Insert {
         let capacity = self.capacity;
