@@ -145,6 +145,10 @@ fn exchanges(context: &mut Context, overhead: [usize; 2]) -> Result<()> {
         let answer = context.ask(Side::Client, &packet(udp, fits, 0))?;
         ensure!(answer.pod() == Some("p2a"), "a datagram that fits: {answer:?}");
         forget(&client)?;
+        if context.lab.kind == Kind::Overlay {
+            // a first one is lost for IPv6, and teaches the client what the overlay takes
+            context.ask(Side::Client, &Ask::BigUdp { to: udp, bytes: 4000 })?;
+        }
         // one in fragments is no DSR flow from its first packet on
         let big = context.ask(Side::Client, &Ask::BigUdp { to: udp, bytes: 4000 })?;
         ensure!(big.error.is_none(), "fragments: {big:?}");
@@ -153,7 +157,10 @@ fn exchanges(context: &mut Context, overhead: [usize; 2]) -> Result<()> {
             rose.push(counter(&mut context.lab, node, name)? - old);
         }
         ensure!(rose[0] >= 7 && rose[1] > 100 && rose[2] > 100, "{names:?} rose by {rose:?}");
-        ensure!(rose[3] == 1 && rose[4] == 0, "{names:?} rose by {rose:?}: only fragments are for SNAT");
+        ensure!(
+            (1..=2).contains(&rose[3]) && rose[4] == 0,
+            "{names:?} rose by {rose:?}: only fragments are for SNAT"
+        );
     }
     // addresses of Services, and Services with backends on both nodes
     for vip in ["198.51.100.10", "203.0.113.10", "2001:db8:203::10"] {
@@ -189,7 +196,7 @@ fn mixed(context: &mut Context) -> Result<()> {
             context.all_protocols(Side::Client, to, address(&node, node_port(REMOTE) + 1), &["p2a"])?;
             let answer = context.http(Side::Client, to)?;
             let peer: std::net::SocketAddr = answer.field("peer").unwrap_or_default().parse()?;
-            ensure!(peer.ip().to_string() == node, "the server sees {peer}, not node 1");
+            ensure!(!CLIENT.contains(&peer.ip().to_string().as_str()), "the server sees the client: {peer}");
         }
         let after = counter(&mut context.lab, 0, "dsr_flows")?;
         ensure!(after == before, "{} flows went by DSR", after - before);
