@@ -13,8 +13,8 @@ use lb_common::abi::capacity::{
 };
 use lb_common::abi::{
     Addr4, Addr6, AffKey4, AffKey6, AffValue, Backend4, Backend6, CtKey4, CtKey6, CtValue4, CtValue6,
-    FragKey4, FragKey6, FragValue4, FragValue6, Iface, LbConfig, NextHop, PairFilter, Peer, RangeKey4, RangeKey6,
-    RoleFilter, SkConnected, SkPeer, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6, SvcValue,
+    FragKey4, FragKey6, FragValue4, FragValue6, Iface, LbConfig, NextHop, PairFilter, Peer, RangeKey4,
+    RangeKey6, RoleFilter, SkConnected, SkPeer, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6, SvcValue,
 };
 use lb_common::env::Scratch;
 
