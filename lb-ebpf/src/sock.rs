@@ -536,14 +536,21 @@ pub fn sendmsg6(ctx: &SockAddrContext) -> i32 {
     if let Some(addr) = mapped(sa) {
         return match send_mapped(ctx, addr) {
             MASQUERADE => sent_mapped(ctx),
-            code => code,
+            code => end(code),
         };
     }
     let code = match send_known6(ctx) {
         NONE => send_native6(ctx),
         code => code,
     };
-    if code == MASQUERADE { sent_native(ctx) } else { code }
+    if code == MASQUERADE { sent_native(ctx) } else { end(code) }
+}
+
+/// A code of a step as the program's: constants, because Linux 6.1 does not conclude from "not [`MASQUERADE`]" that it is one
+/// of the two that a program may return.
+#[inline(always)]
+fn end(code: i32) -> i32 {
+    if code == FAIL { FAIL } else { PROCEED }
 }
 
 #[inline(always)]

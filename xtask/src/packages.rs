@@ -75,13 +75,8 @@ pub(crate) const BENCH: &[(&str, &str)] =
     &[("ethtool", "ethtool"), ("iptables-legacy-restore", "iptables"), ("iperf3", "iperf3")];
 
 /// What boots another kernel.
-pub(crate) const OTHER_KERNELS: &[(&str, &str)] = &[
-    ("qemu-system-x86_64", "qemu-system-x86"),
-    ("busybox", "busybox-static"),
-    ("ip", "iproute2"),
-    ("ldd", "libc-bin"),
-    ("xz", "xz-utils"),
-];
+pub(crate) const OTHER_KERNELS: &[(&str, &str)] =
+    &[("qemu-system-x86_64", "qemu-system-x86"), ("busybox", "busybox-static"), ("ldd", "libc-bin")];
 
 /// What a real control plane is driven by.
 pub(crate) const CONTROL_PLANE: &[(&str, &str)] = &[("openssl", "openssl"), ("curl", "curl")];

@@ -1,4 +1,4 @@
-//! The root file system of the guest: the agent as it was built, a shell, `ip`, and the libraries they need.
+//! The root file system of the guest: the agent as it was built, a shell, and the libraries they need.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -8,12 +8,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use super::package::Kernel;
-use crate::lab::manifests::{self, Endpoint, Service};
 use crate::run::{output, run};
 
-/// Modules that the guest loads, where they are not built in. They depend on no others.
-const MODULES: [&str; 3] = ["veth", "sch_ingress", "cls_bpf"];
 /// What runs in the guest.
 const INIT: &str = include_str!("init.sh");
 
@@ -21,33 +17,22 @@ const INIT: &str = include_str!("init.sh");
 ///
 /// # Errors
 /// Something is missing, or can't be copied.
-pub(super) fn pack(kernel: &Kernel, agent: &Path, folder: &Path, archive: &Path) -> Result<()> {
-    for name in ["bin", "proc", "sys", "dev", "tmp", "run", "etc", "www", "modules", "manifests"] {
+pub(super) fn pack(agent: &Path, folder: &Path, archive: &Path) -> Result<()> {
+    for name in ["bin", "proc", "sys", "dev", "tmp"] {
         fs::create_dir_all(folder.join(name))?;
     }
-    fs::create_dir_all(folder.join("var"))?;
-    std::os::unix::fs::symlink("/run", folder.join("var/run"))?; // where ip keeps its namespaces
     let stripped = folder.join("bin/lb-agent");
     // debug information is four fifths of it, and the guest is slow
     if run(Command::new("strip").arg("-s").arg("-o").arg(&stripped).arg(agent)).is_err() {
         fs::copy(agent, &stripped)?;
     }
     let busybox = located("busybox")?;
-    let ip = located("ip")?;
     fs::copy(&busybox, folder.join("bin/busybox"))?;
-    fs::copy(&ip, folder.join("bin/ip"))?;
-    for library in libraries(&[agent, &busybox, &ip]) {
+    for library in libraries(&[agent, &busybox]) {
         let to = folder.join(library.strip_prefix("/").unwrap_or(&library));
         fs::create_dir_all(to.parent().unwrap_or(folder))?;
         fs::copy(&library, &to).with_context(|| library.display().to_string())?;
     }
-    for (number, name) in MODULES.iter().enumerate() {
-        if let Some(bytes) = kernel.module(name)? {
-            fs::write(folder.join(format!("modules/{number}-{name}.ko")), bytes)?;
-        }
-    }
-    fs::write(folder.join("manifests/all.yaml"), world())?;
-    fs::write(folder.join("www/index.html"), "lb\n")?;
     let init = folder.join("init");
     fs::write(&init, INIT)?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
@@ -76,28 +61,4 @@ fn libraries(programs: &[&Path]) -> BTreeSet<PathBuf> {
         all.extend(text.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from));
     }
     all
-}
-
-/// A Service with one pod on this node; see `init.sh` for who has which address.
-fn world() -> String {
-    let text = |list: [&str; 2]| list.map(str::to_owned);
-    let service = Service {
-        name: "web".into(),
-        cluster_ips: text(["10.96.0.10", "fd96::10"]).into(),
-        node_port: Some(30080),
-        ..Service::default()
-    };
-    let pods = text(["10.77.1.10", "fd77::10"]).map(|address| Endpoint { address, node: "guest".into() });
-    [
-        manifests::node(
-            "guest",
-            &text(["192.0.2.11", "2001:db8:1::11"]),
-            &text(["10.77.1.0/24", "fd77::/64"]),
-        ),
-        manifests::service_cidr(&["10.96.0.0/16", "fd96::/112"]),
-        service.yaml(),
-        manifests::slice("web", false, &pods),
-        manifests::slice("web", true, &pods),
-    ]
-    .join("---\n")
 }

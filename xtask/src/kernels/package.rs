@@ -4,14 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::paths;
 use crate::run::{on_path, output, run, step};
 
 /// An unpacked kernel package.
 pub(super) struct Kernel {
-    /// Its root folder, with `boot` and `lib/modules` in it.
+    /// Its root folder, with `boot` in it.
     root: PathBuf,
 }
 
@@ -58,42 +58,10 @@ impl Kernel {
         let mut images = files.map(|e| e.path()).filter(|p| file_name(p).starts_with("vmlinuz"));
         images.next().with_context(|| format!("no vmlinuz in {}", boot.display()))
     }
-
-    /// The plain bytes of a module; `None`: it is built in.
-    ///
-    /// # Errors
-    /// It can't be read or unpacked.
-    pub(super) fn module(&self, name: &str) -> Result<Option<Vec<u8>>> {
-        let Some(path) = find(&self.root.join("lib/modules"), name) else { return Ok(None) };
-        match path.extension().and_then(|e| e.to_str()) {
-            Some("ko") => Ok(Some(fs::read(&path)?)),
-            Some("xz") => {
-                let done = Command::new("xz").arg("-dc").arg(&path).output().context("xz")?;
-                ensure!(done.status.success(), "xz -dc {}: {}", path.display(), done.status);
-                Ok(Some(done.stdout))
-            }
-            _ => bail!("{}: packed in a way that is not known here", path.display()),
-        }
-    }
 }
 
 fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// The file of a module below a folder.
-fn find(folder: &Path, name: &str) -> Option<PathBuf> {
-    for entry in fs::read_dir(folder).ok()?.flatten() {
-        let path = entry.path();
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            if let Some(found) = find(&path, name) {
-                return Some(found);
-            }
-        } else if file_name(&path).split_once(".ko").is_some_and(|(stem, _)| stem == name) {
-            return Some(path);
-        }
-    }
-    None
 }
 
 /// Packages of a version that apt knows.
