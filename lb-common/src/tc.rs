@@ -313,13 +313,16 @@ pub fn tc_out<F: LoadAddr>(
     if service_address {
         return Step::LastWord;
     }
-    if work.packet.proto == UDP
-        && from & (ROLE_FRONTEND | ROLE_NODEPORT) != 0
-        && (from & ROLE_FRONTEND != 0 || is_nodeport(config, work.packet.sport))
-    {
-        return Step::GuardReply;
-    }
-    Step::Pass
+    guarded(env, config, work)
+}
+
+/// [`Step::GuardReply`] for a datagram that may leave with a frontend's address and port as its source.
+#[inline(always)]
+fn guarded<F: LoadAddr>(env: &impl Env<F>, config: &LbConfig, work: &Work<F>) -> Step {
+    let from = env.roles(work.packet.src);
+    let frontend =
+        from & ROLE_FRONTEND != 0 || from & ROLE_NODEPORT != 0 && is_nodeport(config, work.packet.sport);
+    if work.packet.proto == UDP && frontend { Step::GuardReply } else { Step::Pass }
 }
 
 /// A packet to a backend that has no entry of its own at egress: the first one of a flow that is to be masqueraded, or
@@ -429,7 +432,8 @@ pub fn snat<F: LoadAddr>(
 #[inline(always)]
 pub(crate) fn guard_port<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> Step {
     if env.roles(work.packet.src) & ROLE_SNAT == 0 || !in_pool(config, work.packet.sport) {
-        return Step::Pass;
+        // some other flow is between the two, maybe
+        return guarded(env, config, work);
     }
     work.key2 = reverse(&work.packet, POS_IN);
     if find(env, &work.key2, &mut work.value2).is_none() {

@@ -2,14 +2,15 @@
 //! backend: it gets another port, by a SNAT pair and nothing else.
 
 use lb_common::counter::Counter;
-use lb_common::env::Hook;
+use lb_common::env::{Env, Hook};
+use lb_common::family::{V4, V6};
 use lb_common::packet::{ACK, SYN};
 use lb_common::testing::golden::{Net, net4, net6, world};
 use lb_common::testing::packets::at;
 use lb_common::testing::world::UPLINK;
 use lb_common::testing::{Direction, Machine, PacketBuilder, checksums};
 use lb_common::verdict::Verdict;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Sends a packet and returns the ends that it leaves with.
 fn cross(machine: &mut Machine, direction: Direction, packet: &PacketBuilder) -> (SocketAddr, SocketAddr) {
@@ -75,4 +76,29 @@ fn keys<F: lb_common::family::Family>(tables: &lb_common::testing::Tables<F>) ->
 fn i6_a_moved_port_of_the_node_itself_has_a_snat_pair_only() {
     moved(&net4());
     moved(&net6());
+}
+
+/// A datagram of the host from a NodePort's number to a backend, beside a socket of the host that is masqueraded there.
+fn answered(n: &Net) {
+    let mut machine = world(n).machine();
+    match (n.node, n.remote) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => {
+            Env::<V4>::mark_bound(&mut machine.env, a.octets().into(), b.octets().into());
+        }
+        (IpAddr::V6(a), IpAddr::V6(b)) => {
+            Env::<V6>::mark_bound(&mut machine.env, a.octets().into(), b.octets().into());
+        }
+        _ => unreachable!("one family"),
+    }
+    let (own, server) = (at(n.node, 30053), at(n.remote, 5353));
+    assert_eq!(cross(&mut machine, Direction::Out, &PacketBuilder::udp(own, server)), (own, server));
+    assert_eq!(machine.env.counters.get(&Counter::PassEntry), Some(&1));
+    assert_eq!(cross(&mut machine, Direction::In, &PacketBuilder::udp(server, own)), (server, own));
+    assert_eq!(machine.env.counters.get(&Counter::NewFlow), None);
+}
+
+#[test]
+fn an_answer_is_not_balanced_though_the_host_has_a_flow_to_that_backend() {
+    answered(&net4());
+    answered(&net6());
 }
