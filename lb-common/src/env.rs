@@ -10,6 +10,7 @@ use crate::family::{Backend, Family, V4, V6};
 use crate::flow::{Flow, Role, tag};
 use crate::fragment;
 use crate::packet::Packet;
+use crate::pair::Pair;
 use crate::plain::Layout;
 use crate::switch::Neighbour;
 use crate::track::{self, Claim, Reserve};
@@ -95,17 +96,15 @@ pub trait Env<F: Family> {
     fn flow_insert(&mut self, table: Table, key: &CtKey<F>, value: &CtValue<F>) -> Insert;
     /// Deletes an entry; one that is not there is fine.
     fn flow_delete(&mut self, table: Table, key: &CtKey<F>);
-    /// Some flow was made between these two addresses, or two with the same hash; false is certain. The order does
-    /// not matter. Direct traffic of a backend is told apart from a Service's by this, without a look-up.
-    fn pair_seen(&self, a: F::Addr, b: F::Addr) -> bool;
-    /// Some connection straight from the one to the other was moved to another source port; false is certain.
-    fn pair_moved(&self, a: F::Addr, b: F::Addr) -> bool;
-    /// Some socket of the host has the one as its source, and was aimed at the other; false is certain.
-    fn pair_bound(&self, a: F::Addr, b: F::Addr) -> bool;
-    /// Remembers that.
+    /// `PAIR_*` bits of two addresses, or others with the same hash, by their slot in the pair filter.
+    fn pair_at(&self, slot: u32) -> u8;
+    /// What is known of a packet's source and destination.
+    #[inline(always)]
+    fn pair(&self, src: F::Addr, dst: F::Addr) -> Pair {
+        Pair::of(F::role_slot(src), F::role_slot(dst), |slot| self.pair_at(slot))
+    }
+    /// Remembers that some socket of the host has the one as its source, and was aimed at the other.
     fn mark_bound(&mut self, a: F::Addr, b: F::Addr);
-    /// Some fast flow was made between the two; false is certain.
-    fn pair_fast(&self, a: F::Addr, b: F::Addr) -> bool;
     /// Remembers that a flow was made between the client and the backend of the flow in hand.
     fn mark_pair(&mut self, work: &mut Work<F>);
     /// Copies what is remembered of a fragmented datagram; false: nothing is. The tag is the caller's to compare.
@@ -300,6 +299,8 @@ pub struct Work<F: Family> {
     pub packet: Packet<F>,
     /// It came from another node by DSR: 1, else 0.
     pub direct: u32,
+    /// What the filters say of it, on its way out; [`crate::tc::concerns_out`] alone knows how.
+    pub asked: u32,
     /// Why it is to be answered.
     pub reason: Counter,
     /// Rate limit of rejections.
@@ -342,6 +343,7 @@ impl<F: Family> Default for Work<F> {
             hook: Hook::default(),
             packet: Packet::default(),
             direct: 0,
+            asked: 0,
             reason: Counter::NewFlow,
             rate: Rate::default(),
             flow: Flow::default(),

@@ -29,7 +29,7 @@ pub(crate) fn may_be_reply<F: LoadAddr>(
     src: F::Addr,
     dst: F::Addr,
 ) -> bool {
-    config.flags & CFG_FAST_FLOWS != 0 && env.roles(src) & ROLE_BACKEND != 0 && env.pair_fast(src, dst)
+    config.flags & CFG_FAST_FLOWS != 0 && env.roles(src) & ROLE_BACKEND != 0 && env.pair(src, dst).is_fast()
 }
 
 /// Makes the flow in hand, just aimed, a fast one (`CT_FAST` and no other flag) if it may be: the frame in hand came from a

@@ -34,9 +34,10 @@
 
 use crate::abi::{CT_DSR, CT_FAST, CT_GUARD, CT_MASQ, CT_PASS, CT_RST, CT_XDP, CtKey, CtValue};
 use crate::abi::{CT_FIN_BACKEND, CT_FIN_CLIENT};
-use crate::abi::{PAIR_FAST, PAIR_MOVED, PAIR_SEEN, POS_IN, POS_OUT};
+use crate::abi::{PAIR_FAST, PAIR_MASQ, PAIR_MOVED, POS_IN, POS_OUT};
 use crate::csum;
 use crate::family::Family;
+use crate::pair::direction;
 
 /// What an entry does to a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -318,14 +319,14 @@ impl<F: Family> Flow<F> {
         // what is reserved stays as it is in a value that began as zeros: entries have nothing else there
     }
 
-    /// `PAIR_*` bits that its making sets for client and backend.
+    /// `PAIR_*` bits that its making sets for client and backend, given by their slots in the role filter.
     #[must_use]
     #[inline(always)]
-    pub fn pair_bits(&self) -> u8 {
-        let straight = self.frontend == self.backend && self.frontend_port == self.backend_port;
-        let moved = if straight { PAIR_MOVED } else { 0 };
+    pub fn pair_bits(&self, client: u32, backend: u32) -> u8 {
+        let moved = if self.is_straight() { PAIR_MOVED } else { 0 };
         let fast = if self.flags & CT_FAST != 0 { PAIR_FAST } else { 0 };
-        PAIR_SEEN | moved | fast
+        let masqueraded = if self.flags & CT_MASQ != 0 { PAIR_MASQ } else { 0 };
+        direction(client, backend) | moved | fast | masqueraded
     }
 
     /// Whether `value`, found under the key of this flow's entry with this role, is that entry.

@@ -42,15 +42,27 @@ pub trait Frame {
     fn resize(&mut self, len: usize) -> Option<()>;
 }
 
-/// A frame whose beginning can be read and changed in place, at offsets known when it is compiled: one comparison for all
-/// of it, and one instruction for each access.
+/// A frame whose beginning can be read in place, at offsets known when it is compiled: one comparison for all of it, and
+/// one instruction for each access.
 pub trait Direct: Frame {
     /// See [`Direct::head`].
     type Head<'a, const N: usize>: Head<N>
     where
         Self: 'a;
+    /// The first N bytes. `None`: the frame is shorter, or they are not in directly readable memory.
+    fn head<const N: usize>(&self) -> Option<Self::Head<'_, N>>;
+    /// [`Frame::store`] of N words as they lie in memory.
+    fn store_words<const N: usize>(&mut self, off: usize, words: &[u32; N]) -> Option<()>;
+}
+
+/// A frame whose beginning can be changed in the same way.
+pub trait DirectMut: Direct {
+    /// See [`DirectMut::head_mut`].
+    type HeadMut<'a, const N: usize>: HeadMut<N>
+    where
+        Self: 'a;
     /// The first N bytes. `None`: the frame is shorter.
-    fn head<const N: usize>(&mut self) -> Option<Self::Head<'_, N>>;
+    fn head_mut<const N: usize>(&mut self) -> Option<Self::HeadMut<'_, N>>;
 }
 
 /// The first N bytes of a frame, in place. Numbers of more than a byte are as they lie in memory. Offsets are bytes from the
@@ -64,6 +76,10 @@ pub trait Head<const N: usize> {
     fn word<const OFF: usize>(&self) -> u32;
     /// The eight bytes at OFF.
     fn long<const OFF: usize>(&self) -> u64;
+}
+
+/// The same, to be changed.
+pub trait HeadMut<const N: usize>: Head<N> {
     /// Writes what [`Head::byte`] reads.
     fn set_byte<const OFF: usize>(&mut self, value: u8);
     /// Writes what [`Head::half`] reads.
@@ -76,9 +92,26 @@ pub trait Head<const N: usize> {
 
 #[cfg(feature = "std")]
 impl Direct for std::vec::Vec<u8> {
-    type Head<'a, const N: usize> = &'a mut [u8; N];
+    type Head<'a, const N: usize> = [u8; N];
 
-    fn head<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+    fn head<const N: usize>(&self) -> Option<[u8; N]> {
+        self.first_chunk::<N>().copied()
+    }
+
+    fn store_words<const N: usize>(&mut self, off: usize, words: &[u32; N]) -> Option<()> {
+        let to = self.get_mut(off..off.checked_add(4 * N)?)?;
+        for (to, word) in to.chunks_exact_mut(4).zip(words) {
+            to.copy_from_slice(&word.to_ne_bytes());
+        }
+        Some(())
+    }
+}
+
+#[cfg(feature = "std")]
+impl DirectMut for std::vec::Vec<u8> {
+    type HeadMut<'a, const N: usize> = &'a mut [u8; N];
+
+    fn head_mut<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
         self.first_chunk_mut::<N>()
     }
 }
@@ -86,7 +119,7 @@ impl Direct for std::vec::Vec<u8> {
 #[cfg(feature = "std")]
 macro_rules! access {
     ($($get:ident $set:ident $type:ident;)*) => {
-        impl<const N: usize> Head<N> for &mut [u8; N] {
+        impl<const N: usize> Head<N> for [u8; N] {
             $(
                 fn $get<const OFF: usize>(&self) -> $type {
                     const { assert!(OFF + size_of::<$type>() <= N) }
@@ -94,7 +127,19 @@ macro_rules! access {
                     bytes.copy_from_slice(&self[OFF..OFF + size_of::<$type>()]);
                     $type::from_ne_bytes(bytes)
                 }
+            )*
+        }
 
+        impl<const N: usize> Head<N> for &mut [u8; N] {
+            $(
+                fn $get<const OFF: usize>(&self) -> $type {
+                    (**self).$get::<OFF>()
+                }
+            )*
+        }
+
+        impl<const N: usize> HeadMut<N> for &mut [u8; N] {
+            $(
                 fn $set<const OFF: usize>(&mut self, value: $type) {
                     const { assert!(OFF + size_of::<$type>() <= N) }
                     self[OFF..OFF + size_of::<$type>()].copy_from_slice(&value.to_ne_bytes());

@@ -28,6 +28,7 @@ pub mod icmp;
 pub mod maglev;
 pub mod nat;
 pub mod packet;
+pub mod pair;
 pub mod plain;
 pub mod reject;
 pub mod sock;

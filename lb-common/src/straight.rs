@@ -59,7 +59,7 @@ fn is_held<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>) -> bool {
         // a fast flow has its reply on its way in
         work.key2.position = POS_IN;
         role = Role::XdpReply;
-        let fast = env.pair_fast(work.packet.src, work.packet.dst);
+        let fast = env.pair(work.packet.src, work.packet.dst).is_fast();
         if !fast || find(env, &work.key2, &mut work.value2).is_none() || work.value2.flags & CT_FAST == 0 {
             return false;
         }

@@ -18,16 +18,23 @@ use crate::frame::Frame;
 use crate::icmp;
 use crate::nat::{rewrite, rewrite_fragment, rewrite_sctp, take_hop};
 use crate::packet::{Fragment, LoadAddr, Packet, RST, SCTP, SYN, TCP, UDP, addresses, parse};
+use crate::pair::shares_pool;
 use crate::reject::{self, Complaint};
 use crate::straight::straight;
 use crate::switch::{master, switch};
 use crate::track::{Claim, Follow, begin, find, follow, in_pool, pass_entry};
 use crate::verdict::{Step, Verdict};
 
-/// Whether a packet on its way in may be the balancer's business: its destination may be a frontend, a SNAT address or
-/// inside a service CIDR (invariant I5). Asked before anything else; `false` is certain.
+/// Whether a packet on its way in, at `work.hook`, may be the balancer's business: its destination may be a frontend, a SNAT
+/// address or inside a service CIDR (invariant I5). Asked before anything else; `false` is certain.
 #[inline(always)]
-pub fn concerns_in<F: LoadAddr>(frame: &impl Frame, env: &impl Env<F>, config: &LbConfig, l3: usize) -> bool {
+pub fn concerns_in<F: LoadAddr>(
+    frame: &impl Frame,
+    env: &impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+) -> bool {
+    let l3 = work.hook.l3;
     let Some(dst) = F::load_address(frame, l3 + F::ADDRS + size_of::<F::Addr>()) else { return false };
     let roles = env.roles(dst);
     if roles & (ROLE_FRONTEND | ROLE_NODEPORT | ROLE_SNAT | ROLE_TUNNEL) != 0
@@ -40,27 +47,50 @@ pub fn concerns_in<F: LoadAddr>(frame: &impl Frame, env: &impl Env<F>, config: &
     if !straight && config.flags & CFG_FAST_FLOWS == 0 {
         return false;
     }
-    F::load_address(frame, l3 + F::ADDRS)
-        .is_some_and(|src| straight && env.pair_seen(src, dst) || fast::may_be_reply(env, config, src, dst))
+    F::load_address(frame, l3 + F::ADDRS).is_some_and(|src| {
+        straight && env.pair(src, dst).to_backend() || fast::may_be_reply(env, config, src, dst)
+    })
 }
 
-/// Whether a packet on its way out may be the balancer's business (invariant I5): a flow of ours may be between its
-/// addresses, or its source or destination may be a frontend. `false` is certain.
+/// What the filters say of a packet on its way out: bits of `work.asked`.
+mod asked {
+    /// A flow of ours may have an entry for it; direct traffic of a backend has not.
+    pub const OURS: u32 = 1 << 0;
+    /// It may be a request to a backend of a flow that has none yet.
+    pub const TO_BACKEND: u32 = 1 << 1;
+    /// It goes to a frontend, or into a service CIDR.
+    pub const SERVICE: u32 = 1 << 2;
+    /// Another masquerade, or this host itself, may have taken a port of the pool.
+    pub const SHARES_POOL: u32 = 1 << 3;
+    /// It comes from a frontend.
+    pub const FRONTEND: u32 = 1 << 4;
+}
+
+/// Whether a packet on its way out, at `work.hook`, may be the balancer's business (invariant I5): a flow of ours may be
+/// between its addresses, or its source or destination may be a frontend. `false` is certain. Leaves its addresses and
+/// what was asked of them in `work`.
 #[inline(always)]
 pub fn concerns_out<F: LoadAddr>(
     frame: &impl Frame,
     env: &impl Env<F>,
     config: &LbConfig,
-    l3: usize,
+    work: &mut Work<F>,
 ) -> bool {
-    let Some((proto, src, dst)) = F::glance(frame, l3) else { return false };
-    let (from, to) = (env.roles(src), env.roles(dst));
-    (from & (ROLE_FRONTEND | ROLE_NODEPORT) | to & ROLE_FRONTEND) != 0
-        || from & ROLE_SNAT != 0 && to & ROLE_BACKEND != 0
-        || (from | to) & ROLE_BACKEND != 0 && env.pair_seen(src, dst)
-        || F::near_service_cidr(config, dst)
-        // an error of any router may quote a packet of ours
-        || proto == F::ICMP
+    let Some((proto, src, dst)) = F::glance(frame, work.hook.l3) else { return false };
+    (work.packet.src, work.packet.dst) = (src, dst);
+    let (from, to, pair) = (env.roles(src), env.roles(dst), env.pair(src, dst));
+    let service = to & ROLE_FRONTEND != 0 || F::near_service_cidr(config, dst);
+    // a backend's address may be a frontend as well, and its requests are nobody's stray packets
+    let to_backend =
+        to & ROLE_BACKEND != 0 && pair.to_backend() && (service || pair.to_backend_masqueraded());
+    let bit = |is: bool, bit: u32| if is { bit } else { 0 };
+    work.asked = bit(pair.has_entries_out(from, to) || to_backend, asked::OURS)
+        | bit(to_backend, asked::TO_BACKEND)
+        | bit(service, asked::SERVICE)
+        | bit(shares_pool(from, to), asked::SHARES_POOL)
+        | bit(from & (ROLE_FRONTEND | ROLE_NODEPORT) != 0, asked::FRONTEND);
+    // an error of any router may quote a packet of ours
+    work.asked != 0 || proto == F::ICMP
 }
 
 /// A packet on its way in: DNAT of requests, un-SNAT of replies.
@@ -100,7 +130,8 @@ pub(crate) fn inward<F: LoadAddr>(
     let roles = env.roles(work.packet.dst);
     let service_address =
         direct || roles & ROLE_FRONTEND != 0 || F::near_service_cidr(config, work.packet.dst);
-    let beside = roles & ROLE_BACKEND != 0 && env.pair_seen(work.packet.src, work.packet.dst);
+    let pair = env.pair(work.packet.src, work.packet.dst);
+    let beside = roles & ROLE_BACKEND != 0 && pair.to_backend();
     let reply = fast::may_be_reply(env, config, work.packet.src, work.packet.dst);
     if !service_address && roles & (ROLE_NODEPORT | ROLE_SNAT) == 0 && !beside && !reply {
         return Step::Pass;
@@ -125,7 +156,7 @@ pub(crate) fn inward<F: LoadAddr>(
         if work.packet.is_error() {
             return Step::ErrorIn;
         }
-        let moved = beside && env.pair_moved(work.packet.src, work.packet.dst);
+        let moved = beside && pair.is_moved();
         let straight = reply || moved || beside && work.packet.begins_flow();
         return if straight { Step::Straight } else { Step::Pass };
     }
@@ -260,8 +291,8 @@ pub(crate) fn aim<F: LoadAddr>(
     work.flow.flags = if decision.masquerade { CT_MASQ } else { 0 };
 }
 
-/// A packet on its way out: SNAT of requests, un-DNAT of replies, and the last word on packets that are still
-/// addressed to a frontend.
+/// A packet on its way out, of which [`concerns_out`] was true: SNAT of requests, un-DNAT of replies, and the last word on
+/// packets that are still addressed to a frontend.
 #[inline(always)]
 pub fn tc_out<F: LoadAddr>(
     frame: &mut impl Frame,
@@ -269,18 +300,7 @@ pub fn tc_out<F: LoadAddr>(
     config: &LbConfig,
     work: &mut Work<F>,
 ) -> Step {
-    let l3 = work.hook.l3;
-    if !addresses::<F>(frame, l3, &mut work.packet) {
-        return Step::Pass;
-    }
-    let (from, to) = (env.roles(work.packet.src), env.roles(work.packet.dst));
-    let service_address = to & ROLE_FRONTEND != 0 || F::near_service_cidr(config, work.packet.dst);
-    // a flow of ours may be between the two; direct traffic of a backend ends here
-    let ours = (from | to) & ROLE_BACKEND != 0 && env.pair_seen(work.packet.src, work.packet.dst);
-    // another masquerade, or this host itself, may have taken a port of the pool
-    let shares_pool = from & ROLE_SNAT != 0 && to & ROLE_BACKEND != 0;
-    // whatever else `concerns_out` lets through is an ICMP error, maybe
-    if !parse::<F>(frame, l3, &mut work.packet) {
+    if !parse::<F>(frame, work.hook.l3, &mut work.packet) {
         return Step::Pass;
     }
     if work.packet.fragment != Fragment::None && env.meet_fragment(work, POS_OUT) {
@@ -289,7 +309,7 @@ pub fn tc_out<F: LoadAddr>(
     if work.packet.fragment == Fragment::Later {
         return Step::Pass;
     }
-    if ours && work.packet.has_ports() {
+    if work.asked & asked::OURS != 0 && work.packet.has_ports() {
         work.key = tuple(&work.packet, POS_OUT);
         if let Some(table) = find(env, &work.key, &mut work.value) {
             match follow(env, work, table) {
@@ -302,15 +322,16 @@ pub fn tc_out<F: LoadAddr>(
     if work.packet.is_error() {
         return Step::ErrorOut;
     }
-    let to_backend = ours && to & ROLE_BACKEND != 0;
+    let asked = work.asked;
     // a reply whose entry is still on its way; a request is looked at below
-    if ours && !to_backend && is_moving(config, &work.packet) {
+    if asked & (asked::OURS | asked::TO_BACKEND) == asked::OURS && is_moving(config, &work.packet) {
         return drop(env, Counter::DropMigrating);
     }
-    if work.packet.has_ports() && (to_backend || shares_pool && in_pool(config, work.packet.sport)) {
+    let pooled = asked & asked::SHARES_POOL != 0 && in_pool(config, work.packet.sport);
+    if work.packet.has_ports() && (asked & asked::TO_BACKEND != 0 || pooled) {
         return Step::ToBackend;
     }
-    if service_address {
+    if asked & asked::SERVICE != 0 {
         return Step::LastWord;
     }
     guarded(env, config, work)
@@ -340,7 +361,7 @@ pub fn to_backend<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &
     if is_moving(config, &work.packet) {
         return drop(env, Counter::DropMigrating);
     }
-    if work.hook.ingress_ifindex == 0 && env.pair_bound(work.packet.src, work.packet.dst) {
+    if work.hook.ingress_ifindex == 0 && env.pair(work.packet.src, work.packet.dst).is_bound() {
         return Step::Bound;
     }
     guard_port(env, config, work)

@@ -524,8 +524,8 @@ pub fn reserve<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Tabl
 pub fn is_crossed<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, role: Role) -> bool {
     let (a, b) = (work.key2.src, work.key2.dst);
     let between = match role {
-        Role::DnatReply => env.pair_fast(a, b),
-        Role::XdpReply => work.flow.flags & CT_FAST != 0 && env.pair_seen(a, b),
+        Role::DnatReply => env.pair(a, b).is_fast(),
+        Role::XdpReply => work.flow.flags & CT_FAST != 0 && env.pair(a, b).from_backend(),
         _ => false,
     };
     if !between {

@@ -1,12 +1,14 @@
 //! The maps as an [`Env`]: all map access of the programs, and its `unsafe`.
 
+use core::arch::asm;
+
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use lb_common::abi::{
     Addr4, Addr6, AffKey4, AffKey6, AffValue, CtKey, CtKey4, CtKey6, CtValue, CtValue4, CtValue6, FragKey,
-    FragValue, Iface, LbConfig, NextHop, PAIR_BOUND, PAIR_FAST, PAIR_MOVED, PAIR_SEEN, Peer, RangeKey4,
-    RangeKey6, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6, SvcValue,
+    FragValue, Iface, LbConfig, NextHop, PAIR_BOUND, PAIR_SEEN, Peer, RangeKey4,
+    RangeKey6, ROLE_SIZE, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6, SvcValue,
 };
 use lb_common::counter::Counter;
 use lb_common::env::{Env, Insert, SockEnv, Table, Work};
@@ -194,38 +196,11 @@ macro_rules! env {
             }
 
             #[inline(always)]
-            fn pair_seen(&self, a: $addr, b: $addr) -> bool {
-                match pair(pair_slot($family::role_slot(a), $family::role_slot(b))) {
-                    // SAFETY: a byte of the filter, see `pair`.
-                    Some(byte) => unsafe { *byte != 0 },
-                    None => true,
-                }
-            }
-
-            #[inline(always)]
-            fn pair_moved(&self, a: $addr, b: $addr) -> bool {
-                match pair(pair_slot($family::role_slot(a), $family::role_slot(b))) {
-                    // SAFETY: a byte of the filter, see `pair`.
-                    Some(byte) => unsafe { *byte & PAIR_MOVED != 0 },
-                    None => true,
-                }
-            }
-
-            #[inline(always)]
-            fn pair_fast(&self, a: $addr, b: $addr) -> bool {
-                match pair(pair_slot($family::role_slot(a), $family::role_slot(b))) {
-                    // SAFETY: a byte of the filter, see `pair`.
-                    Some(byte) => unsafe { *byte & PAIR_FAST != 0 },
-                    None => false,
-                }
-            }
-
-            #[inline(always)]
-            fn pair_bound(&self, a: $addr, b: $addr) -> bool {
-                match pair(pair_slot($family::role_slot(a), $family::role_slot(b))) {
-                    // SAFETY: a byte of the filter, see `pair`.
-                    Some(byte) => unsafe { *byte & PAIR_BOUND != 0 },
-                    None => true,
+            fn pair_at(&self, slot: u32) -> u8 {
+                match pairs() {
+                    // SAFETY: the slot is below ROLE_SIZE, the mask shows that to the verifier.
+                    Some(filter) => unsafe { *filter.add((slot & (ROLE_SIZE as u32 - 1)) as usize) },
+                    None => PAIR_SEEN,
                 }
             }
 
@@ -382,23 +357,23 @@ macro_rules! env {
 /// Sets `PAIR_*` bits of two addresses, given by their slots in the role filter, in the pair filter.
 #[inline(always)]
 pub fn mark(a: u32, b: u32, bits: u8) {
-    if let Some(byte) = pair(pair_slot(a, b)) {
-        // SAFETY: a byte of the filter, see `pair`. Another CPU may set a bit of the same byte in the nanosecond
-        // between: PAIR_SEEN is in all that is written, and another bit is lost at worst, with that one connection.
-        unsafe {
-            if *byte & bits != bits {
-                *byte |= bits;
-            }
+    let Some(filter) = pairs() else { return };
+    let slot = pair_slot(a, b) & (ROLE_SIZE as u32 - 1);
+    // SAFETY: the byte, and the aligned word around it, are in the filter, whose size is a multiple of eight. All
+    // that is done to words is atomic (Linux 5.12), and the agent writes the whole only with all bits that count.
+    unsafe {
+        if *filter.add(slot as usize) & bits != bits {
+            let word = filter.add((slot & !7) as usize);
+            let bits = (bits as u64) << (8 * (slot & 7));
+            asm!("lock *(u64 *)({0} + 0) |= {1}", in(reg) word, in(reg) bits, options(nostack, preserves_flags));
         }
     }
 }
 
-/// A byte of the pair filter; the slot is below `ROLE_SIZE`, the mask shows that to the verifier.
+/// The pair filter.
 #[inline(always)]
-fn pair(slot: u32) -> Option<*mut u8> {
-    let filter = LB_PAIRS.get_ptr_mut(0)?.cast::<u8>();
-    // SAFETY: inside the filter.
-    Some(unsafe { filter.add((slot & (lb_common::abi::ROLE_SIZE as u32 - 1)) as usize) })
+fn pairs() -> Option<*mut u8> {
+    LB_PAIRS.get_ptr_mut(0).map(|filter| filter.cast::<u8>())
 }
 
 /// A table as an argument of a global function.

@@ -13,7 +13,9 @@ use aya_ebpf::helpers::{
 };
 use lb_common::abi::{CFG_CSUM_IPV6, LbConfig};
 use lb_common::family::Family;
-use lb_common::frame::Frame;
+use lb_common::frame::{Direct, Frame};
+
+use crate::head::BpfHead;
 
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace` (kernel 6.16): an IPv6 address change cancels itself out in the sum of the
 /// whole packet, so `CHECKSUM_COMPLETE` must not be moved by it.
@@ -71,6 +73,25 @@ impl SkbFrame {
             asm!("{0} = *(u32 *)({1} + 80)", out(reg) end, in(reg) self.skb, options(readonly, nostack, preserves_flags));
         }
         (data as usize, end as usize)
+    }
+}
+
+impl Direct for SkbFrame {
+    type Head<'a, const N: usize> = BpfHead<'a, N>;
+
+    #[inline(always)]
+    fn head<const N: usize>(&self) -> Option<BpfHead<'_, N>> {
+        let (data, end) = self.bounds();
+        // SAFETY: packet memory, just compared, and borrowed from this frame.
+        (data + N <= end).then(|| unsafe { BpfHead::new(data) })
+    }
+
+    #[inline(always)]
+    fn store_words<const N: usize>(&mut self, off: usize, words: &[u32; N]) -> Option<()> {
+        // SAFETY: as in `store`.
+        let failed =
+            unsafe { bpf_skb_store_bytes(self.skb, off as u32, words.as_ptr().cast(), 4 * N as u32, 0) };
+        (failed == 0).then_some(())
     }
 }
 

@@ -3,7 +3,7 @@
 use core::arch::asm;
 use core::marker::PhantomData;
 
-use lb_common::frame::Head;
+use lb_common::frame::{Head, HeadMut};
 
 /// The first N bytes of packet memory, which was compared with its end.
 ///
@@ -16,7 +16,8 @@ pub struct BpfHead<'a, const N: usize> {
 impl<const N: usize> BpfHead<'_, N> {
     /// # Safety
     /// - [start, start + N) is packet memory that nothing else reads or changes while this lives, and the verifier was
-    ///   shown that by a comparison of `start`.
+    ///   shown that by a comparison of `start`. At TC it is only read: a program that writes packet memory has every
+    ///   packet made writable before it begins.
     #[inline(always)]
     pub unsafe fn new(start: usize) -> Self {
         BpfHead { start, frame: PhantomData }
@@ -37,7 +38,11 @@ macro_rules! access {
                     }
                     value as $type
                 }
+            )*
+        }
 
+        impl<const N: usize> HeadMut<N> for BpfHead<'_, N> {
+            $(
                 #[inline(always)]
                 fn $set<const OFF: usize>(&mut self, value: $type) {
                     const { assert!(OFF + size_of::<$type>() <= N) }

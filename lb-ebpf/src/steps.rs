@@ -144,7 +144,8 @@ macro_rules! steps {
         pub extern "C" fn $mark_pair() -> u32 {
             if let Some(scratch) = scratch() {
                 let flow = &$family::mine(scratch).flow;
-                mark($family::role_slot(flow.client), $family::role_slot(flow.backend), flow.pair_bits());
+                let (client, backend) = ($family::role_slot(flow.client), $family::role_slot(flow.backend));
+                mark(client, backend, flow.pair_bits(client, backend));
             }
             0
         }

@@ -1,11 +1,13 @@
 //! TC programs: wrap the context, ask lb-common, carry the verdict out.
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT};
-use aya_ebpf::helpers::generated::bpf_redirect;
+use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_peer};
 use aya_ebpf::programs::TcContext;
 use lb_common::abi::{POS_IN, POS_OUT};
 use lb_common::env::Hook;
 use lb_common::family::{Family, V4, V6};
+use lb_common::plain::Plain;
+use lb_common::plain::tc::{inward, outward};
 use lb_common::tc::{concerns_in, concerns_out, tc_in, tc_out};
 use lb_common::verdict::Step;
 
@@ -32,8 +34,14 @@ pub fn ingress<const L3: usize>(ctx: &TcContext) -> i32 {
     match unsafe { (*skb).protocol } {
         // a frame for a VLAN device above, where it is met again without the tag
         _ if is_tagged(skb) => NEXT,
-        ETH_P_IP => carry_in4(Step::of(in4::<L3>(skb)), skb),
-        ETH_P_IPV6 => carry_in6(Step::of(in6::<L3>(skb)), skb),
+        ETH_P_IP => match plain_in4::<L3>(skb) {
+            GENERAL => carry_in4(Step::of(in4::<L3>(skb)), skb),
+            code => code,
+        },
+        ETH_P_IPV6 => match plain_in6::<L3>(skb) {
+            GENERAL => carry_in6(Step::of(in6::<L3>(skb)), skb),
+            code => code,
+        },
         _ => NEXT,
     }
 }
@@ -45,26 +53,60 @@ pub fn egress<const L3: usize>(ctx: &TcContext) -> i32 {
     // SAFETY: the program's context.
     match unsafe { (*skb).protocol } {
         _ if is_tagged(skb) => NEXT,
-        ETH_P_IP => carry_out4(Step::of(out4::<L3>(skb)), skb),
-        ETH_P_IPV6 => carry_out6(Step::of(out6::<L3>(skb)), skb),
+        ETH_P_IP => match plain_out4::<L3>(skb) {
+            GENERAL => carry_out4(Step::of(out4::<L3>(skb)), skb),
+            code => code,
+        },
+        ETH_P_IPV6 => match plain_out6::<L3>(skb) {
+            GENERAL => carry_out6(Step::of(out6::<L3>(skb)), skb),
+            code => code,
+        },
         _ => NEXT,
     }
 }
 
+/// No code of TC: the packet is not plain.
+const GENERAL: i32 = i32::MIN;
+
 macro_rules! hooks {
-    ($($name:ident $concerns:ident $story:ident $family:ident $work:ident;)*) => {
+    ($($plain:ident $look:path, $concerned:ident $name:ident $concerns:ident $story:ident $family:ident $work:ident;)*) => {
         $(
+            /// The plain path of one family, not inlined for the same reason as the general one.
+            #[inline(never)]
+            fn $plain<const L3: usize>(skb: *mut __sk_buff) -> i32 {
+                if L3 != lb_common::xdp::L3 {
+                    return GENERAL;
+                }
+                let Some(config) = config() else { return NEXT };
+                let mut frame = SkbFrame::new::<$family>(skb, config);
+                match $look(&mut frame, &mut BpfEnv, config) {
+                    Plain::Up | Plain::Rewritten => NEXT,
+                    Plain::General => GENERAL,
+                    Plain::Drop => TC_ACT_SHOT as i32,
+                    // SAFETY: a helper that takes numbers. Without the interface, or with a peer in this namespace,
+                    // the packet is dropped.
+                    Plain::Sent(ifindex) => unsafe { bpf_redirect_peer(ifindex, 0) as i32 },
+                }
+            }
+
+            /// Whether a packet may be the balancer's business.
+            #[inline(never)]
+            fn $concerned<const L3: usize>(skb: *mut __sk_buff) -> bool {
+                let (Some(config), Some(scratch)) = (config(), scratch()) else { return false };
+                let mut frame = SkbFrame::new::<$family>(skb, config);
+                frame.need((L3 + $family::ADDRS + 2 * size_of::<<$family as Family>::Addr>()) as u32);
+                scratch.$work.hook = hook::<L3>(skb);
+                $concerns::<$family>(&frame, &BpfEnv, config, &mut scratch.$work)
+            }
+
             /// One family at one hook: a function of its own, so that its stack is free again when a rare step runs.
             #[inline(never)]
             fn $name<const L3: usize>(skb: *mut __sk_buff) -> u32 {
-                let Some(config) = config() else { return Step::Pass as u32 };
-                let mut frame = SkbFrame::new::<$family>(skb, config);
-                frame.need((L3 + $family::ADDRS + 2 * size_of::<<$family as Family>::Addr>()) as u32);
-                if !$concerns::<$family>(&frame, &BpfEnv, config, L3) {
+                if !$concerned::<L3>(skb) {
                     return Step::Pass as u32;
                 }
-                let Some(scratch) = scratch() else { return Step::Pass as u32 };
-                scratch.$work.hook = hook::<L3>(skb);
+                let (Some(config), Some(scratch)) = (config(), scratch()) else { return Step::Pass as u32 };
+                let mut frame = SkbFrame::new::<$family>(skb, config);
                 $story::<$family>(&mut frame, &mut BpfEnv, config, &mut scratch.$work) as u32
             }
         )*
@@ -72,10 +114,10 @@ macro_rules! hooks {
 }
 
 hooks! {
-    in4 concerns_in tc_in V4 v4;
-    in6 concerns_in tc_in V6 v6;
-    out4 concerns_out tc_out V4 v4;
-    out6 concerns_out tc_out V6 v6;
+    plain_in4 inward::<V4>, concerned_in4 in4 concerns_in tc_in V4 v4;
+    plain_in6 inward::<V6>, concerned_in6 in6 concerns_in tc_in V6 v6;
+    plain_out4 outward::<V4>, concerned_out4 out4 concerns_out tc_out V4 v4;
+    plain_out6 outward::<V6>, concerned_out6 out6 concerns_out tc_out V6 v6;
 }
 
 #[inline(always)]

@@ -11,8 +11,9 @@ use lb_common::abi::{neighbour_row, port_row};
 use lb_common::csum;
 use lb_common::env::{Env, Hook, Work};
 use lb_common::family::{Family, Ip6, V4, V6};
-use lb_common::frame::{Direct, Frame};
-use lb_common::plain::{Plain, concerns, plain};
+use lb_common::frame::{Direct, DirectMut, Frame};
+use lb_common::plain::Plain;
+use lb_common::plain::xdp::{concerns, plain};
 use lb_common::verdict::XdpStep;
 use lb_common::xdp::{Choice, L3, begin_flow, choose, concerns_xdp, ends, for_tc, send, visit, xdp_in};
 
@@ -126,10 +127,27 @@ impl Direct for XdpFrame {
     type Head<'a, const N: usize> = BpfHead<'a, N>;
 
     #[inline(always)]
-    fn head<const N: usize>(&mut self) -> Option<BpfHead<'_, N>> {
+    fn head<const N: usize>(&self) -> Option<BpfHead<'_, N>> {
         let (data, end) = self.bounds();
         // SAFETY: packet memory, just compared, and borrowed from this frame.
         (data + N <= end).then(|| unsafe { BpfHead::new(data) })
+    }
+
+    #[inline(always)]
+    fn store_words<const N: usize>(&mut self, off: usize, words: &[u32; N]) -> Option<()> {
+        for (number, word) in words.iter().enumerate() {
+            self.store(off + 4 * number, &word.to_ne_bytes())?;
+        }
+        Some(())
+    }
+}
+
+impl DirectMut for XdpFrame {
+    type HeadMut<'a, const N: usize> = BpfHead<'a, N>;
+
+    #[inline(always)]
+    fn head_mut<const N: usize>(&mut self) -> Option<BpfHead<'_, N>> {
+        self.head()
     }
 }
 
@@ -172,7 +190,7 @@ macro_rules! family {
             let ifindex = unsafe { (*ctx).ingress_ifindex };
             match plain::<$family>(&mut frame, &mut BpfEnv, config, ifindex, roles) {
                 Plain::Up => XDP_PASS,
-                Plain::General => GENERAL,
+                Plain::General | Plain::Rewritten | Plain::Drop => GENERAL,
                 Plain::Sent(ifindex) => leave(ctx, ifindex),
             }
         }

@@ -113,7 +113,7 @@ pub struct PairFilter {
     pub pairs: [u8; ROLE_SIZE],
 }
 
-/// A flow was made between the two.
+/// A flow was made between the two, of which nothing else is known: by an older version, or in tables of another layout.
 pub const PAIR_SEEN: u8 = 1 << 0;
 /// A connection straight from the one to the other was moved to another source port.
 pub const PAIR_MOVED: u8 = 1 << 1;
@@ -121,3 +121,9 @@ pub const PAIR_MOVED: u8 = 1 << 1;
 pub const PAIR_BOUND: u8 = 1 << 2;
 /// A fast flow was made between the two.
 pub const PAIR_FAST: u8 = 1 << 3;
+/// A flow was made, to a backend at the address with the higher slot in the role filter.
+pub const PAIR_UP: u8 = 1 << 4;
+/// A flow was made, to a backend at the address with the lower slot.
+pub const PAIR_DOWN: u8 = 1 << 5;
+/// One of these was masqueraded, or is to be.
+pub const PAIR_MASQ: u8 = 1 << 6;

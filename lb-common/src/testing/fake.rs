@@ -9,7 +9,7 @@ use std::vec::Vec;
 use crate::abi::{
     AffValue, CtKey, CtValue, FragKey, FragValue, Iface, NextHop, Peer, SkUdpKey, SkUdpValue, SvcValue,
 };
-use crate::abi::{PAIR_BOUND, PAIR_FAST, PAIR_MOVED, PAIR_SEEN};
+use crate::abi::{PAIR_BOUND, PAIR_SEEN};
 use crate::counter::Counter;
 use crate::env::{Env, Insert, Scratch, Sender, SockEnv, Table, Work};
 use crate::family::{Backend, Family, Ip4, Ip6, V4, V6};
@@ -271,16 +271,8 @@ impl<F: Side> Env<F> for FakeEnv {
     fn flow_delete(&mut self, table: Table, key: &CtKey<F>) {
         F::side_mut(self).flows_mut(table).remove(key);
     }
-    fn pair_seen(&self, a: F::Addr, b: F::Addr) -> bool {
-        self.pairs.contains_key(&pair_slot(F::role_slot(a), F::role_slot(b)))
-    }
-    fn pair_moved(&self, a: F::Addr, b: F::Addr) -> bool {
-        let byte = self.pairs.get(&pair_slot(F::role_slot(a), F::role_slot(b)));
-        byte.is_some_and(|byte| byte & PAIR_MOVED != 0)
-    }
-    fn pair_bound(&self, a: F::Addr, b: F::Addr) -> bool {
-        let byte = self.pairs.get(&pair_slot(F::role_slot(a), F::role_slot(b)));
-        byte.is_some_and(|byte| byte & PAIR_BOUND != 0)
+    fn pair_at(&self, slot: u32) -> u8 {
+        self.pairs.get(&slot).copied().unwrap_or(0)
     }
     fn mark_bound(&mut self, a: F::Addr, b: F::Addr) {
         *self.pairs.entry(pair_slot(F::role_slot(a), F::role_slot(b))).or_default() |= PAIR_SEEN | PAIR_BOUND;
@@ -288,14 +280,9 @@ impl<F: Side> Env<F> for FakeEnv {
     fn sender(&self, packet: &Packet<F>) -> Sender<F> {
         F::side(self).senders.get(&(packet.src, packet.sport)).copied().unwrap_or_default()
     }
-    fn pair_fast(&self, a: F::Addr, b: F::Addr) -> bool {
-        let byte = self.pairs.get(&pair_slot(F::role_slot(a), F::role_slot(b)));
-        byte.is_some_and(|bits| bits & PAIR_FAST != 0)
-    }
     fn mark_pair(&mut self, work: &mut Work<F>) {
-        let flow = &work.flow;
-        let slot = pair_slot(F::role_slot(flow.client), F::role_slot(flow.backend));
-        *self.pairs.entry(slot).or_default() |= flow.pair_bits();
+        let (client, backend) = (F::role_slot(work.flow.client), F::role_slot(work.flow.backend));
+        *self.pairs.entry(pair_slot(client, backend)).or_default() |= work.flow.pair_bits(client, backend);
     }
     fn fragment(&self, key: &FragKey<F>, into: &mut FragValue<F>) -> bool {
         F::side(self).fragments.get(key).map(|value| *into = *value).is_some()

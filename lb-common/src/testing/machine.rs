@@ -7,7 +7,7 @@ use super::fake::{FakeEnv, Side};
 use crate::abi::LbConfig;
 use crate::env::{Hook, Scratch};
 use crate::family::{V4, V6};
-use crate::plain::{Plain, concerns, plain};
+use crate::plain::{self, Plain};
 use crate::tc::{concerns_in, concerns_out, tc_in, tc_out, walk};
 use crate::verdict::{Verdict, XdpStep};
 use crate::xdp;
@@ -37,6 +37,30 @@ impl Machine {
 
     /// What happens to a frame at a hook; dispatched as the programs do it.
     pub fn run(&mut self, direction: Direction, hook: Hook, frame: &mut Vec<u8>) -> Verdict {
+        let fate = match frame.get(12..14) {
+            _ if hook.l3 != xdp::L3 => Plain::General,
+            Some([0x08, 0x00]) => self.plain_tc::<V4>(direction, frame),
+            Some([0x86, 0xdd]) => self.plain_tc::<V6>(direction, frame),
+            _ => Plain::General,
+        };
+        self.plain += matches!(fate, Plain::Rewritten | Plain::Sent(_)) as u64;
+        match fate {
+            Plain::Up | Plain::Rewritten => Verdict::Pass,
+            Plain::Sent(ifindex) => Verdict::Peer(ifindex),
+            Plain::Drop => Verdict::Drop,
+            Plain::General => self.run_generally(direction, hook, frame),
+        }
+    }
+
+    fn plain_tc<F: Side>(&mut self, direction: Direction, frame: &mut Vec<u8>) -> Plain {
+        match direction {
+            Direction::In => plain::tc::inward::<F>(frame, &mut self.env, &self.config),
+            Direction::Out => plain::tc::outward::<F>(frame, &mut self.env, &self.config),
+        }
+    }
+
+    /// [`Machine::run`] without the plain path.
+    pub fn run_generally(&mut self, direction: Direction, hook: Hook, frame: &mut Vec<u8>) -> Verdict {
         let v6 = match hook.l3 {
             0 => match frame.first().map(|byte| byte >> 4) {
                 Some(4) => false,
@@ -71,14 +95,14 @@ impl Machine {
     }
 
     fn plain<F: Side>(&mut self, ifindex: u32, frame: &mut Vec<u8>) -> XdpStep {
-        let fate = match concerns::<F>(frame, &self.env) {
+        let fate = match plain::xdp::concerns::<F>(frame, &self.env) {
             None => Plain::General,
             Some(0) => Plain::Up,
-            Some(roles) => plain::<F>(frame, &mut self.env, &self.config, ifindex, roles),
+            Some(roles) => plain::xdp::plain::<F>(frame, &mut self.env, &self.config, ifindex, roles),
         };
         match fate {
             Plain::Up => XdpStep::Up,
-            Plain::General => self.xdp::<F>(ifindex, frame),
+            Plain::General | Plain::Rewritten | Plain::Drop => self.xdp::<F>(ifindex, frame),
             Plain::Sent(ifindex) => {
                 self.plain += 1;
                 F::work(&mut self.scratch).way.ifindex = ifindex;
@@ -102,8 +126,8 @@ impl Machine {
         let work = F::work(&mut self.scratch);
         work.hook = hook;
         let concerned = match direction {
-            Direction::In => concerns_in::<F>(frame, &self.env, &self.config, hook.l3),
-            Direction::Out => concerns_out::<F>(frame, &self.env, &self.config, hook.l3),
+            Direction::In => concerns_in::<F>(frame, &self.env, &self.config, work),
+            Direction::Out => concerns_out::<F>(frame, &self.env, &self.config, work),
         };
         if !concerned {
             return Verdict::Pass;

@@ -314,6 +314,12 @@ pub fn bench_ideal(ctx: XdpContext) -> u32 {
 }
 
 /// The ideal between two pods of a node: straight into the other one's namespace.
+/// Does nothing: what a program at a hook costs at least.
+#[classifier]
+pub fn bench_pass(_ctx: TcContext) -> i32 {
+    -1
+}
+
 #[classifier]
 pub fn bench_peer(ctx: TcContext) -> i32 {
     let Some(bytes) = Bytes::of(&ctx, SKB) else { return NEXT };

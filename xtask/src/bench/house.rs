@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use aya::programs::TcAttachType;
 use lb_common::bench::BenchPeer;
 
 use super::meter::unpin;
@@ -40,6 +41,8 @@ pub(crate) enum Way {
     Lb(usize, &'static [&'static str]),
     /// No Service: straight from one pod into the other.
     Ideal,
+    /// No Service, and an empty program where lb has one at TC.
+    EmptyPrograms,
     /// No Service, and an empty program at the node's sockets.
     EmptyHook,
 }
@@ -124,7 +127,18 @@ impl House {
                         let device = format!("veth{pod}");
                         let peer = BenchPeer { ifindex: ifindex(&device)?, mac: mac(pod), pad: [0; 2] };
                         programs.peer(10 + pod as u8, peer)?;
-                        programs.ingress("bench_peer", &device)?;
+                        programs.classify("bench_peer", &device, TcAttachType::Ingress)?;
+                    }
+                    Ok(())
+                })?;
+                self._programs = Some(programs);
+            }
+            Way::EmptyPrograms => {
+                let mut programs = Programs::load()?;
+                inside(&own, || {
+                    for device in ["veth0", "veth1"] {
+                        programs.classify("bench_pass", device, TcAttachType::Ingress)?;
+                        programs.classify("bench_pass", device, TcAttachType::Egress)?;
                     }
                     Ok(())
                 })?;

@@ -24,6 +24,8 @@ const DIRECT: &str = "lb, direct traffic";
 const BESIDE: &str = "lb, direct beside a Service";
 const FAST: &str = "lb, TC with --fast";
 const SOCKET: &str = "lb, socket";
+/// The least that programs at both hooks of both pods cost.
+const EMPTY: &str = "limit: empty TC programs";
 const IDEAL: &str = "ideal: direct, redirect_peer";
 /// Where the second pod listens without a Service: what is in TIME-WAIT at the Service's port knows other timestamps.
 const DIRECT_PORT: u16 = 9000;
@@ -63,6 +65,7 @@ fn cases(site: &Site, effort: &Effort, report: &mut Report) -> Result<()> {
         (format!("nft, {many} Services"), Way::Nft(many)),
         (TC.to_owned(), Way::Lb(many, &[])),
         (DIRECT.to_owned(), Way::Lb(many, &[])),
+        (EMPTY.to_owned(), Way::EmptyPrograms),
         (IDEAL.to_owned(), Way::Ideal),
     ];
     if !effort.quick {
@@ -71,14 +74,14 @@ fn cases(site: &Site, effort: &Effort, report: &mut Report) -> Result<()> {
     match proxy::binary() {
         Some(binary) => {
             let way = Way::KubeProxy(many, binary, "nftables");
-            ways.insert(ways.len() - 3, (format!("kube-proxy nftables, {many} Services"), way));
+            ways.insert(ways.len() - 4, (format!("kube-proxy nftables, {many} Services"), way));
         }
         None => {
             report.notes.push("skipped: no kube-proxy binary; the rule sets are our own, of its shape".into())
         }
     }
     if has_flag(&site.agent, "--fast")? {
-        ways.insert(ways.len() - 1, (FAST.to_owned(), Way::Lb(many, &["--fast=force"])));
+        ways.insert(ways.len() - 2, (FAST.to_owned(), Way::Lb(many, &["--fast=force"])));
     } else {
         report.notes.push("skipped: the agent has no --fast".into());
     }
@@ -89,7 +92,7 @@ fn cases(site: &Site, effort: &Effort, report: &mut Report) -> Result<()> {
     }
     let mut arms = Vec::new();
     for (house, (name, way)) in ways.iter().enumerate() {
-        let service = !matches!(way, Way::Plain | Way::Ideal) && name != DIRECT;
+        let service = !matches!(way, Way::Plain | Way::Ideal | Way::EmptyPrograms) && name != DIRECT;
         arms.push(arm(&houses, house, name, false, service)?);
         if name == TC {
             arms.push(arm(&houses, house, BESIDE, false, false)?);

@@ -53,23 +53,19 @@ impl Programs {
         Ok(())
     }
 
-    /// Attaches a program to what an interface of the calling thread's namespace receives, while this
+    /// Attaches a program to what an interface of the calling thread's namespace receives, or sends, while this
     /// lives (TCX, Linux 6.6: a link knows its interface, whichever namespace lets it go).
     ///
     /// # Errors
     /// As [`Programs::attach`].
-    pub(crate) fn ingress(&mut self, name: &str, device: &str) -> Result<()> {
+    pub(crate) fn classify(&mut self, name: &str, device: &str, hook: TcAttachType) -> Result<()> {
         let program: &mut SchedClassifier =
             self.ebpf.program_mut(name).context("no such program")?.try_into()?;
         if program.fd().is_err() {
             program.load().with_context(|| name.to_owned())?;
         }
         program
-            .attach_with_options(
-                device,
-                TcAttachType::Ingress,
-                TcAttachOptions::TcxOrder(LinkOrder::default()),
-            )
+            .attach_with_options(device, hook, TcAttachOptions::TcxOrder(LinkOrder::default()))
             .with_context(|| format!("{name} on {device}"))?;
         Ok(())
     }

@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use aya::programs::TcAttachType;
 use lb_common::bench::BenchConfig;
 
 pub(crate) use self::traffic::prime;
@@ -313,7 +314,7 @@ impl Stand {
         let course = self.course;
         inside(&self.far, || match course {
             Course::Sink => programs.attach("bench_sink", ifindex("s0")?),
-            _ => programs.ingress("bench_echo", "eth0"),
+            _ => programs.classify("bench_echo", "eth0", TcAttachType::Ingress),
         })?;
         let own = match self.way {
             Way::Ideal => Some("bench_ideal"),

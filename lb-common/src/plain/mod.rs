@@ -1,22 +1,20 @@
-//! The plain path at XDP: what nearly every packet is that the balancer sends on, one in the middle of an established flow,
-//! whose entry was refreshed in this tick. [`crate::xdp`] does the same and everything else; here are no work space, no
-//! offsets that are not constants, and no more than the look-ups that such a packet needs.
+//! The plain path: what nearly every packet is that the balancer sends on, one in the middle of an established flow, whose
+//! entry was refreshed in this tick. [`crate::xdp`] and [`crate::tc`] do the same and everything else; here are no work
+//! space, no offsets that are not constants, and no more than the look-ups that such a packet needs.
 //!
-//! The answers are the same on both paths, byte for byte (`tests/plain.rs`). Whatever is in any way unusual is left to the
-//! general one, and nothing was written by then.
+//! The answers are the same on both paths, byte for byte (`tests/plain.rs`, `tests/plain_tc.rs`). Whatever is in any way
+//! unusual is left to the general one, and nothing was written by then.
 
-use crate::abi::{CT_FAST, CT_PASS, CT_REPLIED, CT_XDP, CtKey, CtValue, LbConfig, NextHop, POS_IN};
-use crate::abi::{NH_POD, NH_PORT};
-use crate::abi::{ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT, port_row};
-use crate::counter::Counter;
+pub mod tc;
+pub mod xdp;
+
+use crate::abi::{CtKey, CtValue, NextHop};
 use crate::csum::{apply, apply_l4, word_delta};
-use crate::env::{Env, ticks};
 use crate::family::{Family, Ip4, Ip6, V4, V6};
-use crate::flow::{Role, tag_of};
-use crate::frame::{Direct, Head};
+use crate::flow::tag_of;
+use crate::frame::{Direct, DirectMut, Head, HeadMut};
 use crate::hash::{role_slot4, role_slot6_inline};
 use crate::packet::{FIN, RST, SYN, TCP, UDP};
-use crate::xdp::meant;
 
 /// The fate of a packet on the plain path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,10 +22,14 @@ use crate::xdp::meant;
 pub enum Plain {
     /// To the stack, as it came.
     Up,
-    /// Not plain: nothing was written, ask [`crate::xdp`].
+    /// Not plain: nothing was written, ask [`crate::xdp`] or [`crate::tc`].
     General,
-    /// The frame is rewritten, link layer included: out by this interface.
+    /// The packet is rewritten: to the stack (TC).
+    Rewritten,
+    /// The frame is rewritten, link layer included: out by this interface (XDP), or into the namespace of its peer (TC).
     Sent(u32),
+    /// The hook refused a write, others were done (TC).
+    Drop,
 }
 
 /// What of an entry a packet is rewritten to.
@@ -62,19 +64,26 @@ pub trait Layout: Family {
     type Words: Copy;
 
     /// Destination. `None`: the frame is too short to be plain.
-    fn destination(frame: &mut impl Direct) -> Option<Self::Addr>;
+    fn destination(frame: &impl Direct) -> Option<Self::Addr>;
+    /// Protocol, or first extension header, source and destination. `None` likewise.
+    fn glance_at(frame: &impl Direct) -> Option<(u8, Self::Addr, Self::Addr)>;
     /// Protocol of TCP or UDP right behind a header without options, extension headers or fragmentation, with a hop
     /// left, and in the middle of a connection. `None`: anything else.
-    fn proto(frame: &mut impl Direct) -> Option<u8>;
-    /// The packet's tuple, and its destination port.
-    fn tuple(frame: &mut impl Direct, proto: u8) -> Option<(Self::Words, [u8; 2])>;
+    fn proto(frame: &impl Direct) -> Option<u8>;
+    /// The key of the packet at a position.
+    fn words(frame: &impl Direct, proto: u8, position: u8) -> Option<Self::Words>;
+    /// The packet's ports, source and destination, network order.
+    fn ports(frame: &impl Direct) -> Option<[[u8; 2]; 2]>;
     /// The key that these words are.
     fn key(words: Self::Words) -> CtKey<Self>;
     /// [`crate::flow::tag`] of the key.
     fn tag(words: Self::Words) -> u32;
     /// Rewrites a packet, takes a hop and gives the frame its addresses (its first twelve bytes). `None`: nothing was
     /// written.
-    fn change(frame: &mut impl Direct, proto: u8, to: &Change<Self>, macs: [u32; 3]) -> Option<()>;
+    fn change(frame: &mut impl DirectMut, proto: u8, to: &Change<Self>, macs: [u32; 3]) -> Option<()>;
+    /// Rewrites a packet by the hook's own means, which know about offloaded checksums, and takes a hop if `hop`. `None`:
+    /// the hook refused a write, others may have been done.
+    fn translate(frame: &mut impl Direct, proto: u8, to: &Change<Self>, hop: bool) -> Option<()>;
 }
 
 /// The IP header of a family.
@@ -83,10 +92,18 @@ trait Ip: Layout {
     fn plain<const N: usize>(head: &impl Head<N>) -> Option<(u8, u8)>;
     /// The destination.
     fn dst<const N: usize>(head: &impl Head<N>) -> Self::Addr;
+    /// Protocol or first extension header, and the source.
+    fn first<const N: usize>(head: &impl Head<N>) -> (u8, Self::Addr);
     /// The addresses, and the last word of a key.
-    fn words<const N: usize>(head: &impl Head<N>, last: u64) -> Self::Words;
+    fn words_of<const N: usize>(head: &impl Head<N>, last: u64) -> Self::Words;
     /// Writes addresses, header checksum and hops.
-    fn put<const N: usize>(head: &mut impl Head<N>, to: &Change<Self>);
+    fn put<const N: usize>(head: &mut impl HeadMut<N>, to: &Change<Self>);
+    /// What a packet becomes from its 22nd byte to the end of its ports; with `hop` one hop is taken, if it is in there.
+    fn rest<const N: usize>(head: &impl Head<N>, to: &Change<Self>, hop: bool) -> Self::Rest;
+    /// Writes it, and takes the hop that is not in it.
+    fn store_rest(frame: &mut impl Direct, rest: &Self::Rest, hops: Option<u8>) -> Option<()>;
+    /// What [`Ip::rest`] gives, by words.
+    type Rest;
 }
 
 impl Ip for V4 {
@@ -102,12 +119,36 @@ impl Ip for V4 {
     }
 
     #[inline(always)]
-    fn words<const N: usize>(head: &impl Head<N>, last: u64) -> [u64; 2] {
+    fn words_of<const N: usize>(head: &impl Head<N>, last: u64) -> [u64; 2] {
         [head.long::<26>(), last]
     }
 
     #[inline(always)]
-    fn put<const N: usize>(head: &mut impl Head<N>, to: &Change<V4>) {
+    fn first<const N: usize>(head: &impl Head<N>) -> (u8, Ip4) {
+        (head.byte::<23>(), head.word::<26>().to_ne_bytes().into())
+    }
+
+    type Rest = [u32; 4];
+
+    #[inline(always)]
+    fn rest<const N: usize>(head: &impl Head<N>, to: &Change<V4>, hop: bool) -> [u32; 4] {
+        // hops, protocol, checksum
+        let word = head.word::<22>();
+        let mut sum = apply((word >> 16) as u16, to.addr_delta);
+        if hop {
+            sum = apply(sum, word_delta([1, 0], [0, 0]));
+        }
+        let first = (word & 0xffff).wrapping_sub(hop as u32) | (sum as u32) << 16;
+        [first, u32::from_ne_bytes(to.src.addr), u32::from_ne_bytes(to.dst.addr), to.ports]
+    }
+
+    #[inline(always)]
+    fn store_rest(frame: &mut impl Direct, rest: &[u32; 4], _hops: Option<u8>) -> Option<()> {
+        frame.store_words(22, rest)
+    }
+
+    #[inline(always)]
+    fn put<const N: usize>(head: &mut impl HeadMut<N>, to: &Change<V4>) {
         // one's complement: it makes no difference whether corrections are summed before
         let hop = word_delta([1, 0], [0, 0]);
         let sum = apply(apply(head.half::<24>(), to.addr_delta), hop);
@@ -141,12 +182,35 @@ impl Ip for V6 {
     }
 
     #[inline(always)]
-    fn words<const N: usize>(head: &impl Head<N>, last: u64) -> [u64; 5] {
+    fn words_of<const N: usize>(head: &impl Head<N>, last: u64) -> [u64; 5] {
         [head.long::<22>(), head.long::<30>(), head.long::<38>(), head.long::<46>(), last]
     }
 
     #[inline(always)]
-    fn put<const N: usize>(head: &mut impl Head<N>, to: &Change<V6>) {
+    fn first<const N: usize>(head: &impl Head<N>) -> (u8, Ip6) {
+        (head.byte::<20>(), ip6(head.long::<22>(), head.long::<30>()))
+    }
+
+    type Rest = [u32; 9];
+
+    #[inline(always)]
+    fn rest<const N: usize>(_head: &impl Head<N>, to: &Change<V6>, _hop: bool) -> [u32; 9] {
+        let ((a, b), (c, d)) = (longs(to.src), longs(to.dst));
+        let high = |long: u64| (long >> 32) as u32;
+        [a as u32, high(a), b as u32, high(b), c as u32, high(c), d as u32, high(d), to.ports]
+    }
+
+    #[inline(always)]
+    fn store_rest(frame: &mut impl Direct, rest: &[u32; 9], hops: Option<u8>) -> Option<()> {
+        frame.store_words(22, rest)?;
+        match hops {
+            Some(hops) => frame.store_summed(21, &[hops]),
+            None => Some(()),
+        }
+    }
+
+    #[inline(always)]
+    fn put<const N: usize>(head: &mut impl HeadMut<N>, to: &Change<V6>) {
         let ((a, b), (c, d)) = (longs(to.src), longs(to.dst));
         head.set_byte::<21>(head.byte::<21>().wrapping_sub(1));
         head.set_long::<22>(a);
@@ -158,8 +222,8 @@ impl Ip for V6 {
 
 /// The last word of a key.
 #[inline(always)]
-fn last_word(ports: u32, proto: u8) -> u64 {
-    ports as u64 | (proto as u64) << 32 | (POS_IN as u64) << 40
+fn last_word(ports: u32, proto: u8, position: u8) -> u64 {
+    ports as u64 | (proto as u64) << 32 | (position as u64) << 40
 }
 
 /// Ports, protocol and position of the last word of a key.
@@ -169,9 +233,9 @@ fn last_fields(word: u64) -> ([u8; 2], [u8; 2], u8, u8) {
     ([a, b], [c, d], proto, position)
 }
 
-/// `$l4`: offset of the transport header; `$udp`, `$tcp`: of its end.
+/// `$hops`: offset of the hops; `$l4`: of the transport header; `$udp`, `$tcp`: of its end.
 macro_rules! layout {
-    ($family:ident $l4:literal $udp:literal $tcp:literal $words:ty; $tag:item $key:item) => {
+    ($family:ident $hops:literal $l4:literal $udp:literal $tcp:literal $words:ty; $tag:item $key:item) => {
         impl Layout for $family {
             type Words = $words;
 
@@ -179,12 +243,21 @@ macro_rules! layout {
             $key
 
             #[inline(always)]
-            fn destination(frame: &mut impl Direct) -> Option<<$family as Family>::Addr> {
+            fn destination(frame: &impl Direct) -> Option<<$family as Family>::Addr> {
                 Some($family::dst(&frame.head::<$udp>()?))
             }
 
             #[inline(always)]
-            fn proto(frame: &mut impl Direct) -> Option<u8> {
+            fn glance_at(
+                frame: &impl Direct,
+            ) -> Option<(u8, <$family as Family>::Addr, <$family as Family>::Addr)> {
+                let head = frame.head::<$udp>()?;
+                let (proto, src) = $family::first(&head);
+                Some((proto, src, $family::dst(&head)))
+            }
+
+            #[inline(always)]
+            fn proto(frame: &impl Direct) -> Option<u8> {
                 let (proto, hops) = $family::plain(&frame.head::<$udp>()?)?;
                 if hops <= 1 {
                     return None;
@@ -197,29 +270,51 @@ macro_rules! layout {
             }
 
             #[inline(always)]
-            fn tuple(frame: &mut impl Direct, proto: u8) -> Option<($words, [u8; 2])> {
+            fn ports(frame: &impl Direct) -> Option<[[u8; 2]; 2]> {
+                let [a, b, c, d] = frame.head::<$udp>()?.word::<$l4>().to_ne_bytes();
+                Some([[a, b], [c, d]])
+            }
+
+            #[inline(always)]
+            fn words(frame: &impl Direct, proto: u8, position: u8) -> Option<$words> {
                 let head = frame.head::<$udp>()?;
-                let last = last_word(head.word::<$l4>(), proto);
-                Some(($family::words(&head, last), head.half::<{ $l4 + 2 }>().to_ne_bytes()))
+                let last = last_word(head.word::<$l4>(), proto, position);
+                Some(<$family as Ip>::words_of(&head, last))
+            }
+
+            #[inline(always)]
+            fn translate(
+                frame: &mut impl Direct,
+                proto: u8,
+                to: &Change<$family>,
+                hop: bool,
+            ) -> Option<()> {
+                let (rest, hops) = {
+                    let head = frame.head::<$udp>()?;
+                    ($family::rest(&head, to, hop), hop.then(|| head.byte::<{ $hops }>().wrapping_sub(1)))
+                };
+                let (at, udp) = if proto == TCP { ($l4 + 16, false) } else { ($l4 + 6, true) };
+                frame.fix_l4(at, to.addr_delta, to.port_delta, udp)?;
+                $family::store_rest(frame, &rest, hops)
             }
 
             #[inline(always)]
             fn change(
-                frame: &mut impl Direct,
+                frame: &mut impl DirectMut,
                 proto: u8,
                 to: &Change<$family>,
                 [a, b, c]: [u32; 3],
             ) -> Option<()> {
                 if proto == TCP {
-                    let mut head = frame.head::<$tcp>()?;
+                    let mut head = frame.head_mut::<$tcp>()?;
                     let sum = head.half::<{ $l4 + 16 }>();
                     head.set_half::<{ $l4 + 16 }>(apply_l4(sum, to.addr_delta, to.port_delta, false));
                 } else {
-                    let mut head = frame.head::<$udp>()?;
+                    let mut head = frame.head_mut::<$udp>()?;
                     let sum = head.half::<{ $l4 + 6 }>();
                     head.set_half::<{ $l4 + 6 }>(apply_l4(sum, to.addr_delta, to.port_delta, true));
                 }
-                let mut head = frame.head::<$udp>()?;
+                let mut head = frame.head_mut::<$udp>()?;
                 head.set_word::<0>(a);
                 head.set_word::<4>(b);
                 head.set_word::<8>(c);
@@ -232,7 +327,7 @@ macro_rules! layout {
 }
 
 layout! {
-    V4 34 42 54 [u64; 2];
+    V4 22 34 42 54 [u64; 2];
 
     #[inline(always)]
     fn tag([addrs, last]: [u64; 2]) -> u32 {
@@ -248,7 +343,7 @@ layout! {
 }
 
 layout! {
-    V6 54 62 74 [u64; 5];
+    V6 21 54 62 74 [u64; 5];
 
     #[inline(always)]
     fn tag([a, b, c, d, last]: [u64; 5]) -> u32 {
@@ -289,77 +384,4 @@ fn take<F: Family>(value: &CtValue<F>) -> (Change<F>, Rest) {
         role: value.role,
     };
     (change, rest)
-}
-
-/// Roles of a packet's destination, as of [`crate::xdp::concerns_xdp`]; 0 is certain. `None`: not plain.
-#[inline(always)]
-pub fn concerns<F: Layout>(frame: &mut impl Direct, env: &impl Env<F>) -> Option<u8> {
-    let dst = F::destination(frame)?;
-    Some(env.roles_at(F::role_slot_inline(dst)) & (ROLE_FRONTEND | ROLE_NODEPORT | ROLE_SNAT))
-}
-
-/// A packet that came in by an interface with XDP; `roles` are [`concerns`]'s, not 0.
-#[inline(always)]
-pub fn plain<F: Layout>(
-    frame: &mut impl Direct,
-    env: &mut impl Env<F>,
-    config: &LbConfig,
-    ifindex: u32,
-    roles: u8,
-) -> Plain {
-    // two copies, in which the protocol is a constant
-    match F::proto(frame) {
-        Some(TCP) => of_proto(frame, env, config, ifindex, roles, TCP),
-        Some(UDP) => of_proto(frame, env, config, ifindex, roles, UDP),
-        _ => Plain::General,
-    }
-}
-
-#[inline(always)]
-fn of_proto<F: Layout>(
-    frame: &mut impl Direct,
-    env: &mut impl Env<F>,
-    config: &LbConfig,
-    ifindex: u32,
-    roles: u8,
-    proto: u8,
-) -> Plain {
-    let Some((words, dport)) = F::tuple(frame, proto) else { return Plain::General };
-    if meant(config, roles, dport).is_none() {
-        return Plain::Up;
-    }
-    let Some((change, rest)) = env.established(words, take) else { return Plain::General };
-    let reply = match Role::of(rest.role) {
-        Role::XdpForward => false,
-        Role::XdpReply if rest.flags & CT_REPLIED != 0 => true,
-        _ => return Plain::General,
-    };
-    if rest.flags & (CT_XDP | CT_PASS | CT_FAST) != CT_XDP || rest.last_tick != ticks(env.now_ns()) {
-        return Plain::General;
-    }
-    // as in `track::follow_at`: a datagram follows its backend's generation
-    if proto == UDP && !reply && env.generation(rest.backend) != rest.generation {
-        return Plain::General;
-    }
-    let row = if reply { rest.nexthop >> 16 } else { rest.nexthop & 0xffff };
-    let way = env.next_hop(row);
-    let macs = macs(&way);
-    if row == 0 || way.ifindex == 0 || way.flags & (NH_PORT | NH_POD) != 0 || !is_mine(frame, env, ifindex) {
-        return Plain::General;
-    }
-    if F::change(frame, proto, &change, macs).is_none() {
-        return Plain::General;
-    }
-    env.count(Counter::XdpSent);
-    Plain::Sent(way.ifindex)
-}
-
-/// As in [`crate::xdp`].
-#[inline(always)]
-fn is_mine<F: Family>(frame: &mut impl Direct, env: &impl Env<F>, ifindex: u32) -> bool {
-    let port = env.next_hop(port_row(ifindex));
-    let Some(head) = frame.head::<6>() else { return false };
-    let [a, b, c, d, e, f] = port.smac;
-    let mac = (u32::from_ne_bytes([a, b, c, d]), u16::from_ne_bytes([e, f]));
-    port.ifindex == ifindex && port.flags & NH_PORT != 0 && (head.word::<0>(), head.half::<4>()) == mac
 }
