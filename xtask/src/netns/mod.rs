@@ -23,6 +23,7 @@ mod lifecycle;
 mod maglev;
 mod neighbours;
 mod nested;
+mod nodes;
 mod pins;
 mod ranges;
 mod rejects;
@@ -176,6 +177,7 @@ fn cases(kind: Kind) -> Vec<Case> {
         list.extend(xdp::FRIENDLY);
     }
     list.extend(dsr::CASES);
+    list.extend(if kind == Kind::Overlay { nodes::OVERLAY } else { nodes::CASES });
     list.extend(counters::CASES);
     if kind == Kind::Friendly {
         list.extend(pins::CASES);
