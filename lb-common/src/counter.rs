@@ -86,7 +86,7 @@ counters! {
     DropMigrating = 26, "drop_migrating";
     /// New flows whose backend is on another node that were begun at XDP.
     XdpFlow = 27, "xdp_flows";
-    /// Packets that XDP rewrote and sent on, without the stack.
+    /// Packets that XDP rewrote, or put into an outer header, and sent on without the stack.
     XdpSent = 28, "xdp_sent";
     /// Packets of flows that began at XDP, sent on by TC: XDP was taken off the interface, or has no next hop.
     XdpCompleted = 29, "xdp_completed_at_tc";

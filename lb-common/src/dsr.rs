@@ -22,7 +22,8 @@ use crate::packet::{Fragment, LoadAddr, TCP, UDP, addresses, parse};
 use crate::reject::{self, Complaint, ipv4_header};
 use crate::tc::{inward, onward, tuple};
 use crate::track::find;
-use crate::verdict::{Step, Verdict};
+use crate::verdict::{Step, Verdict, XdpStep};
+use crate::xdp::{L3, link};
 
 /// UDP port of GUE (IANA), network order.
 pub const GUE_PORT: [u8; 2] = 6080u16.to_be_bytes();
@@ -161,8 +162,15 @@ fn refused<F: Family>(env: &mut impl Env<F>, why: Counter) -> Option<()> {
 #[inline(always)]
 fn outer<F: LoadAddr>(frame: &mut impl Frame, work: &Work<F>, inner: usize) -> Option<()> {
     let (l3, port) = (work.packet.l3, work.value.dport);
+    frame.wrap(l3, overhead::<F>(port), port != [0; 2])?;
+    headers(frame, work, inner)
+}
+
+/// Writes the outer header of a packet of so many bytes into the room that was made for it.
+#[inline(always)]
+fn headers<F: LoadAddr>(frame: &mut impl Frame, work: &Work<F>, inner: usize) -> Option<()> {
+    let (l3, port) = (work.packet.l3, work.value.dport);
     let udp = port != [0; 2];
-    frame.wrap(l3, overhead::<F>(port), udp)?;
     let payload = inner + if udp { UDP_HEADER } else { 0 };
     let proto = if udp { UDP } else { F::WRAPPED };
     let (src, dst) = (work.value.src, work.value.dst);
@@ -182,6 +190,34 @@ fn outer<F: LoadAddr>(frame: &mut impl Frame, work: &Work<F>, inner: usize) -> O
         frame.store(l3 + header::<F>(), &[0x80 | a & 0x3f, b, c, d, high, low, 0, 0])?;
     }
     Some(())
+}
+
+/// [`wrap`] at XDP: puts the outer header in front of the packet in hand and addresses the frame to `work.way`, whose route
+/// takes packets of `mtu` bytes. The bytes are those of TC. What does not fit goes up as it came, and TC answers it.
+#[inline(always)]
+pub fn enclose<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    work: &Work<F>,
+    mtu: usize,
+) -> XdpStep {
+    let port = work.value.dport;
+    let over = overhead::<F>(port);
+    let Some(inner) = F::end(frame, L3).map(|end| end.wrapping_sub(L3)) else { return XdpStep::Up };
+    // there is more than one hop, or it would not be here
+    if inner + over > mtu || frame.wrap(L3, over, port != [0; 2]).is_none() {
+        return XdpStep::Up;
+    }
+    let done = headers(frame, work, inner)
+        .and_then(|()| take_hop::<F>(frame, L3 + over))
+        .and_then(|()| link(frame, &work.way));
+    if done.is_none() {
+        env.count(Counter::DropRewrite);
+        return XdpStep::Drop;
+    }
+    env.count(Counter::DsrSent);
+    env.count(Counter::XdpSent);
+    XdpStep::Sent
 }
 
 /// Tells the sender of the packet in hand, which does not fit with its outer header, what would: `mtu` is that of the way

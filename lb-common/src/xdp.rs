@@ -1,17 +1,19 @@
 //! The story of a packet at XDP, in front of the stack: what goes to a backend of another node is rewritten at both NAT
-//! positions in one step and sent out, its replies are turned back; everything else goes up byte for byte as it came
-//! (invariant I2), and TC does the rest. Nothing is written to a frame before all that could keep it here was asked.
+//! positions in one step and sent out, or as it is in an outer header ([`crate::dsr`]); its replies are turned back;
+//! everything else goes up byte for byte as it came (invariant I2), and TC does the rest. Nothing is written to a frame
+//! before all that could keep it here was asked.
 //!
 //! The rules are TC's own: [`crate::decide`], [`crate::track`], [`crate::nat`]. A flow keeps the kind it was born with: what
-//! has entries of TC is TC's, and TC completes what began here ([`crate::tc::complete`]). A new flow whose backend TC is
-//! to serve is begun *for* TC: a decision is a random draw, and must not be drawn twice.
+//! has entries of TC is TC's, and TC completes what began here ([`crate::tc::complete`]); a DSR flow is either hook's. A new
+//! flow whose backend TC is to serve is begun *for* TC: a decision is a random draw, and must not be drawn twice.
 
 use crate::abi::{
-    BE_LOCAL, CT_FAST, CT_XDP, LbConfig, NH_POD, NH_PORT, NODE_NODEPORT, NextHop, POS_IN, port_row,
+    BE_LOCAL, CT_DSR, CT_FAST, CT_XDP, LbConfig, NH_POD, NH_PORT, NODE_NODEPORT, NextHop, POS_IN, port_row,
 };
-use crate::abi::{ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT, SVC_DSR};
+use crate::abi::{ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT};
 use crate::counter::Counter;
 use crate::decide::{Outcome, Source, Target, decide, is_nodeport, target};
+use crate::dsr;
 use crate::env::{Env, Table, Work, ticks};
 use crate::family::Family;
 use crate::flow::Role;
@@ -21,6 +23,9 @@ use crate::packet::{LoadAddr, parse_plain};
 use crate::tc::{aim, tuple};
 use crate::track::{Claim, Follow, find, follow_at, in_pool};
 use crate::verdict::XdpStep;
+
+/// `nexthop` of a DSR flow that was asked for its way and has none by XDP: nothing fits.
+const NO_WAY: u32 = 1 << 16;
 
 /// Offset of the IP header: frames have an Ethernet header and no tag, or are not ours.
 pub const L3: usize = 14;
@@ -61,12 +66,14 @@ pub fn xdp_in<F: LoadAddr>(
         let begins = frontend && work.packet.begins_flow() && is_mine(frame, env, work.hook.ifindex);
         return if begins { XdpStep::NewFlow } else { XdpStep::Up };
     };
-    if work.value.flags & (CT_XDP | CT_FAST) != CT_XDP || !is_mine(frame, env, work.hook.ifindex) {
+    let dsr = work.value.flags & CT_DSR != 0;
+    if !dsr && work.value.flags & (CT_XDP | CT_FAST) != CT_XDP || !is_mine(frame, env, work.hook.ifindex) {
         return XdpStep::Up;
     }
     work.young = (table == Table::Young) as u32;
     let tick = ticks(env.now_ns());
-    if work.value.last_tick != tick {
+    // TC begins DSR flows, too, and asks for no rows
+    if work.value.last_tick != tick || dsr && work.value.nexthop == 0 {
         return XdpStep::Visit;
     }
     go_on(env, work, table, tick)
@@ -92,14 +99,23 @@ fn go_on<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>, table: Table, t
     }
 }
 
-/// The first packet of a flow in a while: `row` is its next hop as the kernel's routes have it now. So a flow follows
-/// its routes within a second, and the agent has to tell of links and neighbours only.
+/// The first packet of a flow in a while: `way` is its next hop as the kernel's routes have it now, a row in the lower half
+/// and what the route takes at most in the upper one. So a flow follows its routes within a second, and the agent has to
+/// tell of links and neighbours only.
 #[inline(always)]
-pub fn visit<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>, row: u32) -> XdpStep {
-    let other = if Role::of(work.value.role).is_reply() { 0x0000_ffff } else { 0xffff_0000 };
-    let shift = if Role::of(work.value.role).is_reply() { 16 } else { 0 };
-    work.value.nexthop = (work.value.nexthop & other) | row << shift;
+pub fn visit<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>, way: u32) -> XdpStep {
     let table = if work.young != 0 { Table::Young } else { Table::Established };
+    let row = way & 0xffff;
+    if work.value.flags & CT_DSR != 0 {
+        // a flow of one direction: the size is in the place of the other row
+        work.value.nexthop = if row == 0 { NO_WAY } else { way };
+        let (tag, way) = (work.value.tag, work.value.nexthop);
+        env.flow_tagged(table, &work.key, tag, |value| value.nexthop = way);
+    } else {
+        let other = if Role::of(work.value.role).is_reply() { 0x0000_ffff } else { 0xffff_0000 };
+        let shift = if Role::of(work.value.role).is_reply() { 16 } else { 0 };
+        work.value.nexthop = (work.value.nexthop & other) | row << shift;
+    }
     let tick = ticks(env.now_ns());
     go_on(env, work, table, tick)
 }
@@ -113,6 +129,9 @@ pub fn send<F: LoadAddr>(frame: &mut impl Frame, env: &mut impl Env<F>, work: &m
     work.way = env.next_hop(row);
     if row == 0 || work.way.ifindex == 0 || work.way.flags & (NH_PORT | NH_POD) != 0 {
         return XdpStep::Up;
+    }
+    if work.value.flags & CT_DSR != 0 {
+        return dsr::enclose(frame, env, work, (rows >> 16) as usize);
     }
     match addressed(frame, work) {
         Some(()) => {
@@ -131,7 +150,13 @@ pub fn send<F: LoadAddr>(frame: &mut impl Frame, env: &mut impl Env<F>, work: &m
 pub(crate) fn addressed<F: LoadAddr>(frame: &mut impl Frame, work: &Work<F>) -> Option<()> {
     rewrite(frame, &work.packet, &work.value)?;
     take_hop::<F>(frame, L3)?;
-    let NextHop { dmac: [a, b, c, d, e, f], smac: [g, h, i, j, k, l], .. } = work.way;
+    link(frame, &work.way)
+}
+
+/// Gives the frame the link layer's addresses of a next hop.
+#[inline(always)]
+pub(crate) fn link(frame: &mut impl Frame, way: &NextHop) -> Option<()> {
+    let NextHop { dmac: [a, b, c, d, e, f], smac: [g, h, i, j, k, l], .. } = *way;
     frame.store(0, &[a, b, c, d, e, f, g, h, i, j, k, l])
 }
 
@@ -145,6 +170,8 @@ pub enum Choice {
     Near,
     /// The flow in hand goes to another node and its source is replaced: XDP's, if there is a next hop either way.
     Far,
+    /// The entry in hand is that of a new DSR flow; [`visit`] it.
+    Dsr,
 }
 
 /// Decides a packet that begins a flow.
@@ -157,10 +184,6 @@ pub fn choose<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &mut 
     else {
         return Choice::Tc;
     };
-    // TC wraps packets, and a decision must not be drawn twice
-    if service.flags & SVC_DSR != 0 {
-        return Choice::Tc;
-    }
     let if_flags = env.iface(work.hook.ifindex).map_or(0, |iface| iface.flags);
     let source = Source::packet::<F>(config, src, if_flags);
     let decision = decide(env, config, &service, src, work.packet.ports(), &source);
@@ -168,6 +191,12 @@ pub fn choose<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &mut 
         return Choice::Tc;
     }
     aim(env, work, service.id, &decision);
+    // what comes from other nodes this way has an outer header, and is TC's
+    work.direct = 0;
+    if dsr::applies(work, &service, &source, &decision) && env.begin_dsr(work, decision.backend.nexthop) {
+        work.young = 1;
+        return Choice::Dsr;
+    }
     if decision.masquerade && decision.backend.flags & BE_LOCAL == 0 { Choice::Far } else { Choice::Near }
 }
 
@@ -221,13 +250,17 @@ pub fn walk<F: LoadAddr>(
     let port = env.next_hop(port_row(work.hook.ifindex));
     let mut step = first;
     if step == XdpStep::Visit {
-        let (src, dst) = ends(work);
-        step = visit(env, work, env.route(work.hook.ifindex, src, dst, port.mtu));
+        let way = way(env, work, port.mtu);
+        step = visit(env, work, way);
     }
     if step == XdpStep::NewFlow {
         step = match choose(env, config, work) {
             Choice::Tc => XdpStep::Up,
             Choice::Near => for_tc(env, config, work),
+            Choice::Dsr => {
+                let way = way(env, work, port.mtu);
+                visit(env, work, way)
+            }
             Choice::Far => {
                 let flow = work.flow;
                 let request = env.route(work.hook.ifindex, flow.client, flow.backend, port.mtu);
@@ -240,11 +273,26 @@ pub fn walk<F: LoadAddr>(
     if step == XdpStep::Send { send(frame, env, work) } else { step }
 }
 
+/// [`visit`]'s `way` where the kernel can't be asked.
+fn way<F: LoadAddr>(env: &impl Env<F>, work: &Work<F>, mtu: u16) -> u32 {
+    let (src, dst) = ends(work);
+    let fits = env.path_mtu(work.value.dst).min(u16::MAX as usize) as u32;
+    env.route(work.hook.ifindex, src, dst, least(work, mtu)) | fits << 16
+}
+
+/// What the route of the entry in hand has to take: all that comes in by an interface of this MTU. Of a DSR flow each packet
+/// is asked for itself, since a full one has no room for an outer header.
+#[inline(always)]
+#[must_use]
+pub fn least<F: LoadAddr>(work: &Work<F>, mtu: u16) -> u16 {
+    if work.value.flags & CT_DSR != 0 { 1 } else { mtu }
+}
+
 /// Between whom the packet of the entry in hand is routed: as at TC, where the stack routes a request before its source
-/// is replaced, and a reply belongs on the uplink of its new source.
+/// is replaced, and a reply belongs on the uplink of its new source; an outer header between nodes.
 #[inline(always)]
 #[must_use]
 pub fn ends<F: LoadAddr>(work: &Work<F>) -> (F::Addr, F::Addr) {
-    let src = if Role::of(work.value.role).is_reply() { work.value.src } else { work.packet.src };
-    (src, work.value.dst)
+    let new = Role::of(work.value.role).is_reply() || work.value.flags & CT_DSR != 0;
+    (if new { work.value.src } else { work.packet.src }, work.value.dst)
 }

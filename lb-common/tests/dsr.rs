@@ -3,20 +3,21 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{
-    BE_LOCAL, CT_DIRECT, CT_DSR, PEER_V4, PEER_V6, Peer, ROLE_TUNNEL, SVC_DSR, SVC_EXTERNAL,
+    BE_LOCAL, CT_DIRECT, CT_DSR, NH_PORT, NextHop, PEER_V4, PEER_V6, Peer, ROLE_TUNNEL, SVC_DSR,
+    SVC_EXTERNAL, neighbour_row, port_row,
 };
 use lb_common::counter::Counter;
 use lb_common::csum::word_delta;
 use lb_common::dsr::GUE_PORT;
 use lb_common::env::{Hook, Table};
-use lb_common::family::{V4, V6};
+use lb_common::family::{Ip6, V4, V6};
 use lb_common::frame::Frame;
 use lb_common::packet::{ACK, FIN, SYN, TCP, UDP};
 use lb_common::testing::golden::{Net, net4, net6, world};
 use lb_common::testing::packets::{at, checksums};
 use lb_common::testing::world::{POD, UPLINK};
 use lb_common::testing::{Direction, Machine, PacketBuilder, Side};
-use lb_common::verdict::Verdict;
+use lb_common::verdict::{Verdict, XdpStep};
 
 /// The other node's address.
 fn other(n: &Net) -> IpAddr {
@@ -386,5 +387,156 @@ fn any_bytes_behind_an_outer_header_are_harmless() {
             noisy[cut] ^= (seed >> 24) as u8;
             let _ = comes(&mut second, &noisy);
         }
+    });
+}
+
+const NODE: [u8; 6] = lb_common::testing::packets::NODE_MAC;
+const GATEWAY: [u8; 6] = [2, 9, 9, 9, 9, 1];
+
+fn row(ip: IpAddr) -> u32 {
+    let mut wide = [0; 16];
+    match ip {
+        IpAddr::V4(ip) => wide[..4].copy_from_slice(&ip.octets()),
+        IpAddr::V6(ip) => wide = ip.octets(),
+    }
+    neighbour_row(UPLINK, &Ip6 { addr: wide })
+}
+
+/// The node that clients send to, with XDP on its uplink: everybody is behind one gateway each.
+fn with_xdp(n: &Net, port: [u8; 2]) -> Machine {
+    fn routes<F: Side>(machine: &mut Machine, to: [IpAddr; 3]) {
+        for ip in to {
+            F::side_mut(&mut machine.env).routes.insert(F::addr(ip), row(ip));
+        }
+    }
+    let [mut machine, _] = nodes(n, port);
+    let own = NextHop { ifindex: UPLINK, flags: NH_PORT, mtu: 1500, dmac: [0; 6], smac: NODE };
+    machine.env.next_hops.insert(port_row(UPLINK), own);
+    let to = [n.client, n.remote, other(n)];
+    for ip in to {
+        machine.env.next_hops.insert(row(ip), NextHop { flags: 0, dmac: GATEWAY, ..own });
+    }
+    if n.v6 {
+        routes::<V6>(&mut machine, to)
+    } else {
+        routes::<V4>(&mut machine, to)
+    }
+    machine
+}
+
+/// Sent by XDP, as TC (of another machine) sends it.
+#[track_caller]
+fn sends_as_tc(xdp: &mut Machine, tc: &mut Machine, packet: &PacketBuilder) {
+    let mut frame = packet.build();
+    assert_eq!(xdp.run_xdp(UPLINK, &mut frame), XdpStep::Sent);
+    let (verdict, wrapped) = comes(tc, &packet.build());
+    assert_eq!(verdict, Verdict::Out);
+    assert_eq!(frame[..12], [GATEWAY, NODE].concat(), "to the next hop");
+    assert_eq!(frame[12..], wrapped[12..], "the bytes of TC");
+}
+
+/// Goes up from XDP as it came; what TC makes of it then.
+#[track_caller]
+fn up(machine: &mut Machine, packet: &PacketBuilder) -> (Verdict, Vec<u8>) {
+    let mut frame = packet.build();
+    assert_eq!(machine.run_xdp(UPLINK, &mut frame), XdpStep::Up);
+    assert_eq!(frame, packet.build(), "I2: changed, and passed up");
+    comes(machine, &frame)
+}
+
+#[test]
+fn xdp_puts_the_same_bytes_in_front_as_tc() {
+    each(|n, port| {
+        for proto in [TCP, UDP] {
+            let (mut xdp, [mut tc, mut second]) = (with_xdp(n, port), nodes(n, port));
+            let [client, front, web] = ends(n, proto);
+            for (flags, payload) in [(SYN, 0), (ACK, 0), (ACK, 1), (ACK, 777), (ACK | FIN, 3)] {
+                let sent = packet(proto, client, front, flags).with(|p| p.payload = vec![7; payload]);
+                sends_as_tc(&mut xdp, &mut tc, &sent);
+                let (_, wrapped) = comes(&mut tc.clone(), &sent.build());
+                let arrived = hop(&sent).between(client, web).build();
+                assert_eq!(comes(&mut second, &wrapped), (Verdict::Pass, arrived));
+                xdp.env.advance(3);
+                tc.env.advance(3);
+            }
+            for counter in [Counter::DsrFlow, Counter::DsrSent, Counter::FlowPromoted, Counter::NewFlow] {
+                assert_eq!(count(&xdp, counter), count(&tc, counter), "{counter:?}");
+            }
+            assert_eq!((count(&xdp, Counter::XdpSent), count(&xdp, Counter::XdpFlow)), (5, 0));
+            assert_eq!(flags_of(&xdp, n.v6), flags_of(&tc, n.v6), "the same is remembered");
+        }
+    });
+}
+
+#[test]
+fn a_dsr_flow_changes_its_hook_at_any_packet() {
+    each(|n, port| {
+        let (mut xdp, [mut tc, _]) = (with_xdp(n, port), nodes(n, port));
+        let [client, front, _] = ends(n, TCP);
+        let [syn, data] = [SYN, ACK].map(|flags| packet(TCP, client, front, flags));
+        // it begins at TC, which knows nothing of rows
+        let _ = comes(&mut xdp, &syn.build());
+        let _ = comes(&mut tc, &syn.build());
+        sends_as_tc(&mut xdp, &mut tc, &data);
+        // the next hop goes and comes back: nothing has to be asked
+        let way = xdp.env.next_hops.remove(&row(other(n))).expect("a row");
+        assert_eq!(up(&mut xdp, &data), comes(&mut tc, &data.build()));
+        xdp.env.next_hops.insert(row(other(n)), way);
+        sends_as_tc(&mut xdp, &mut tc, &data);
+        // a route that XDP can't send by: asked for once in a tick
+        let routes = |machine: &mut Machine, there: bool| {
+            if n.v6 {
+                let to = if there { row(other(n)) } else { 0 };
+                V6::side_mut(&mut machine.env).routes.insert(V6::addr(other(n)), to);
+            } else {
+                let to = if there { row(other(n)) } else { 0 };
+                V4::side_mut(&mut machine.env).routes.insert(V4::addr(other(n)), to);
+            }
+        };
+        routes(&mut xdp, false);
+        sends_as_tc(&mut xdp, &mut tc, &data);
+        xdp.env.advance(1);
+        tc.env.advance(1);
+        assert_eq!(up(&mut xdp, &data), comes(&mut tc, &data.build()));
+        routes(&mut xdp, true);
+        assert_eq!(up(&mut xdp, &data), comes(&mut tc, &data.build()));
+        xdp.env.advance(1);
+        tc.env.advance(1);
+        sends_as_tc(&mut xdp, &mut tc, &data);
+        assert_eq!((count(&xdp, Counter::DsrFlow), count(&xdp, Counter::DropNoRoute)), (1, 0));
+    });
+}
+
+#[test]
+fn what_does_not_fit_at_xdp_is_answered_by_tc() {
+    each(|n, port| {
+        let mut xdp = with_xdp(n, port);
+        xdp.env.path_mtu = 1400;
+        let [client, front, _] = ends(n, UDP);
+        let headers = overhead(n, port) + if n.v6 { 48 } else { 28 };
+        let fits = packet(UDP, client, front, 0).with(|p| p.payload = vec![7; 1400 - headers]);
+        assert_eq!(xdp.run_xdp(UPLINK, &mut fits.build()), XdpStep::Sent);
+        let large = fits.clone().with(|p| p.payload.push(7));
+        assert_eq!(up(&mut xdp, &large).0, Verdict::Reply);
+        assert_eq!(up(&mut xdp, &fits.with(|p| p.ttl = 1)).0, Verdict::Drop);
+        assert_eq!((count(&xdp, Counter::DsrTooBig), count(&xdp, Counter::DsrSent)), (1, 1));
+    });
+}
+
+#[test]
+fn what_of_a_service_with_dsr_is_none_goes_as_without_it() {
+    each(|n, port| {
+        let [client, front, _] = ends(n, TCP);
+        let syn = packet(TCP, client, front, SYN);
+        let mut old = with_xdp(n, port);
+        old.env.peers.remove(&1);
+        let mut frame = syn.build();
+        assert_eq!(old.run_xdp(UPLINK, &mut frame), XdpStep::Sent, "a node that does not take them: by SNAT");
+        assert_eq!((count(&old, Counter::XdpFlow), count(&old, Counter::DsrFlow)), (1, 0));
+        let mut near = with_xdp(n, port);
+        let local = syn.between(client, at(n.node, 30081));
+        let (verdict, frame) = up(&mut near, &local);
+        assert_eq!((verdict, frame), (Verdict::Pass, local.between(client, at(n.local, 8080)).build()));
+        assert_eq!((count(&near, Counter::NewFlow), count(&near, Counter::DsrFlow)), (1, 0));
     });
 }

@@ -5,7 +5,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, xdp_md};
-use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_redirect};
+use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_redirect, bpf_xdp_adjust_head};
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{neighbour_row, port_row};
 use lb_common::csum;
@@ -15,7 +15,9 @@ use lb_common::frame::{Direct, DirectMut, Frame};
 use lb_common::plain::Plain;
 use lb_common::plain::xdp::{concerns, plain};
 use lb_common::verdict::XdpStep;
-use lb_common::xdp::{Choice, L3, begin_flow, choose, concerns_xdp, ends, for_tc, send, visit, xdp_in};
+use lb_common::xdp::{
+    Choice, L3, begin_flow, choose, concerns_xdp, ends, for_tc, least, send, visit, xdp_in,
+};
 
 use crate::env::{BpfEnv, config};
 use crate::frame::{FAR, read};
@@ -106,12 +108,19 @@ impl Frame for XdpFrame {
     #[inline(always)]
     fn pull(&mut self) {}
 
-    // TC wraps and unwraps
+    /// The room is behind the Ethernet header, of which only the type is moved: its addresses are new in any case.
     #[inline(always)]
-    fn wrap(&mut self, _l3: usize, _len: usize, _udp: bool) -> Option<()> {
-        None
+    fn wrap(&mut self, _l3: usize, len: usize, _udp: bool) -> Option<()> {
+        let ethertype: [u8; 2] = self.load(12)?;
+        // SAFETY: the program's context, and a helper that moves the beginning of its packet.
+        let failed = unsafe { bpf_xdp_adjust_head(self.ctx, -(len as i32)) };
+        if failed != 0 {
+            return None;
+        }
+        self.store(12, &ethertype)
     }
 
+    // TC unwraps
     #[inline(always)]
     fn unwrap(&mut self, _l3: usize, _len: usize) -> Option<()> {
         None
@@ -230,7 +239,7 @@ macro_rules! family {
             let work = $family::mine(scratch);
             let mtu = <BpfEnv as Env<$family>>::next_hop(&BpfEnv, port_row(work.hook.ifindex)).mtu;
             let (src, dst) = ends(work);
-            route::<$family>(ctx, work, src, dst, mtu)
+            route::<$family>(ctx, work, src, dst, least(work, mtu))
         }
 
         #[unsafe(no_mangle)]
@@ -249,6 +258,7 @@ macro_rules! family {
                 Choice::Tc => 0,
                 Choice::Near => 1,
                 Choice::Far => 2,
+                Choice::Dsr => 3,
             }
         }
 
@@ -272,7 +282,7 @@ macro_rules! family {
                 row => (frontend, client, row), // replies come in there
             };
             let mtu = <BpfEnv as Env<$family>>::next_hop(&BpfEnv, from).mtu;
-            route::<$family>(ctx, work, src, dst, mtu)
+            route::<$family>(ctx, work, src, dst, mtu) & 0xffff
         }
 
         #[unsafe(no_mangle)]
@@ -297,6 +307,7 @@ macro_rules! family {
                 step = match $choose() {
                     0 => XdpStep::Up,
                     1 => XdpStep::of($near()),
+                    3 => XdpStep::of($visit($row(ctx))),
                     _ => {
                         let request = $way(ctx, 0);
                         let reply = if request == 0 { 0 } else { $way(ctx, request) };
@@ -324,7 +335,7 @@ fn leave(ctx: *mut xdp_md, ifindex: u32) -> u32 {
 }
 
 /// Row of the next hop between these two, as the kernel routes a packet of `mtu` bytes that came in by the hook's
-/// interface, with all rules; 0: not forwarded, too large, unresolved, or no row that agrees with the kernel's
+/// interface, with all rules, and in the upper half how many bytes that route takes; 0: not forwarded, too large, unresolved, or no row that agrees with the kernel's
 /// neighbour.
 #[inline(always)]
 fn route<F: Family>(ctx: *mut xdp_md, work: &Work<F>, src: F::Addr, dst: F::Addr, mtu: u16) -> u32
@@ -350,7 +361,9 @@ where
     let rest = if route.family == AF_INET6 { [b, c, d] } else { [0; 3] };
     let row = neighbour_row(route.ifindex, &bytes([a, rest[0], rest[1], rest[2]]));
     let hop = BpfEnv.next_hop(row);
-    if hop.ifindex == route.ifindex && hop.dmac == route.dmac { row } else { 0 }
+    // SAFETY: a number that was written above, or by the helper (Linux 5.12).
+    let mtu = unsafe { route.__bindgen_anon_1.mtu_result } as u32;
+    if hop.ifindex == route.ifindex && hop.dmac == route.dmac { row | mtu << 16 } else { 0 }
 }
 
 /// A question to the kernel's routes with nothing in it, cleared by words: the compiler would call a function that goes by

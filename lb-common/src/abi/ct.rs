@@ -49,7 +49,8 @@ pub struct CtValue<F: Family> {
     /// The client's own port, network order (differs from the one behind the DNAT for a moved flow).
     pub client_port: [u8; 2],
     /// Rows of `LB_NH`, for XDP and fast flows: towards the backend in the low half, towards the client in the high
-    /// one; 0 = not known, the packet is TC's.
+    /// one; 0 = not known, the packet is TC's. A DSR flow has no way back: the high half is then how many bytes the way to
+    /// the other node takes.
     pub nexthop: u32,
     /// Backend id; 0 for a pass entry.
     pub backend: u32,

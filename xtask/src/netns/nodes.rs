@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
+use super::errors::{ensure_error, forget, packet};
 use super::{Case, Context, Side, address, node_port, service, vips};
 use crate::lab::manifests::Service;
 use crate::lab::netns::{ip, run_in};
@@ -298,8 +299,7 @@ fn direction(context: &mut Context, hows: [How; 2], first: usize) -> Result<()> 
         ]
     };
     if how.dsr.is_empty() || hows[other].dsr.is_empty() {
-        // XDP leaves Services with DSR to TC
-        let wanted = by_snat(&direct, how.xdp && how.dsr.is_empty() && !overlay);
+        let wanted = by_snat(&direct, how.xdp && !overlay);
         expect(context, "DSR that can't be", &direct, pod(other), &own, &wanted)?;
     } else {
         let (flows, packets) = (flows(&direct), packets(&direct));
@@ -307,7 +307,7 @@ fn direction(context: &mut Context, hows: [How; 2], first: usize) -> Result<()> 
             (first, "dsr_flows", flows, ANY),
             (first, "dsr_sent", packets, ANY),
             (first, "xdp_flows", 0, 0),
-            (first, "xdp_sent", 0, 0),
+            (first, "xdp_sent", if how.xdp { packets } else { 0 }, if how.xdp { ANY } else { 0 }),
             (first, "snat_flows", 0, 0),
             (first, "new_flows", 0, 0),
             (other, "dsr_received", packets, ANY),
@@ -315,6 +315,17 @@ fn direction(context: &mut Context, hows: [How; 2], first: usize) -> Result<()> 
             (other, "snat_flows", 0, 0),
         ];
         expect(context, "DSR", &direct, pod(other), &client, &wanted)?;
+        // a full one has no room for an outer header, at either hook
+        let namespace = format!("{}-client", context.lab.tag);
+        let before = counters(&mut context.lab)?;
+        for (_, udp) in &direct[..2] {
+            let answer = context.ask(Side::Client, &packet(*udp, 1500, 0))?;
+            let from = Some(context.lab.nodes[first].addresses[usize::from(udp.is_ipv6())].as_str());
+            ensure_error("a datagram that does not fit", &answer, "too big", *udp, from)?;
+        }
+        forget(&namespace)?;
+        let rose = risen(&mut context.lab, &before)?;
+        ensure!(rose[first].get("dsr_too_big") == Some(&2), "{rose:?}");
     }
     let wanted = by_snat(&snat, how.xdp && !overlay);
     expect(context, "SNAT", &snat, pod(other), &own, &wanted)?;
