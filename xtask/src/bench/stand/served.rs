@@ -1,8 +1,9 @@
 //! What handles a stand's packets: rules, or real agents.
 
 use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use super::super::rules::{self, Probed};
 use super::super::start;
@@ -15,6 +16,9 @@ use crate::lab::{POD_CIDRS, SERVICE_CIDRS};
 /// Entries of lb's table, more than the default: the flows of the largest run are all young at first, four entries each,
 /// in a table of a quarter of this.
 const ENTRIES: &str = "--max-flows=2097152";
+
+/// How long agents may take to hear of each other.
+const MEETING: Duration = Duration::from_secs(30);
 
 impl Stand {
     /// Rules or agents.
@@ -33,10 +37,31 @@ impl Stand {
                 _ => {}
             }
         }
+        if self.way.direct() {
+            self.introduce().context("DSR")?;
+        }
+        // the data path works on, and the agents' own work is not measured
+        self.agents.iter_mut().try_for_each(|node| node.stop_agent(libc::SIGTERM))
+    }
+
+    /// Waits until the agents know that the other node takes packets in an outer header.
+    fn introduce(&mut self) -> Result<()> {
+        let begin = Instant::now();
+        for node in &mut self.agents {
+            loop {
+                let peers = status(node)?["dsrPeers"].to_string();
+                if peers.contains(": takes") {
+                    break;
+                }
+                ensure!(begin.elapsed() < MEETING, "{} says of the others: {peers}", node.name);
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+        std::thread::sleep(Duration::from_millis(1500)); // the tables follow, at most a second later
         Ok(())
     }
 
-    /// Starts an agent, waits until it serves, and stops it: the data path works on, and its own work is not measured.
+    /// Starts an agent and waits until it serves.
     fn agent(
         &mut self,
         site: &Site,
@@ -94,8 +119,7 @@ impl Stand {
         }
         node.start_agent(&site.agent)?;
         if matches!(mode, Mode::Xdp | Mode::XdpDsr) {
-            let answer = node.http("127.0.0.1:10249", "/status")?;
-            let status: serde_json::Value = serde_json::from_str(&answer.text)?;
+            let status = status(&mut node)?;
             let want: Vec<&str> = uplinks.split(',').collect();
             let have: Vec<&str> =
                 status["xdp"].as_array().into_iter().flatten().filter_map(|name| name.as_str()).collect();
@@ -105,10 +129,13 @@ impl Stand {
                 status["xdpRefused"]
             );
         }
-        node.stop_agent(libc::SIGTERM)?;
         self.agents.push(node);
         Ok(())
     }
+}
+
+fn status(node: &mut Node) -> Result<serde_json::Value> {
+    Ok(serde_json::from_str(&node.http("127.0.0.1:10249", "/status")?.text)?)
 }
 
 /// The Service as rules see it.
