@@ -41,7 +41,7 @@ pub fn connect<F: Family>(
     proto: u8,
 ) -> SockVerdict<F::Addr> {
     let roles = env.roles(addr);
-    if roles & (ROLE_FRONTEND | ROLE_NODEPORT) == 0 {
+    if !may_be_frontend(roles) {
         return SockVerdict::Leave;
     }
     let answers = match owner {
@@ -80,6 +80,14 @@ pub fn connect<F: Family>(
             }
         }
     }
+}
+
+/// An address with these roles may be some frontend's. If not, [`connect`] leaves the socket alone whoever owns it, and
+/// [`known`] is not to be asked: hooks look at this first.
+#[must_use]
+#[inline(always)]
+pub fn may_be_frontend(roles: u8) -> bool {
+    roles & (ROLE_FRONTEND | ROLE_NODEPORT) != 0
 }
 
 /// The client that a socket without an address counts as, so that it is the same client with and without bind(), and

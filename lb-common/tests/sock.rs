@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use lb_common::abi::*;
-use lb_common::env::Hook;
+use lb_common::env::{Env, Hook};
 use lb_common::packet::{SYN, TCP, UDP};
 use lb_common::sock::{self, Owner, connect};
 use lb_common::testing::golden::{Net, net4, net6, world};
@@ -219,6 +219,37 @@ fn a_stream_in_one_direction_keeps_its_sources_name() {
     let last = machine.env.correspondents.iter().find(|(key, _)| key.direction == sock::REPLY);
     assert_eq!(last.map(|(_, value)| value.last_tick), Some(now), "the sweep must not take it");
     let _ = UDP;
+}
+
+/// Hooks ask the role filter first, and then nothing else: that must be the answer of the whole decision.
+#[test]
+fn i4_i5_what_cannot_be_a_frontend_is_left_whoever_asks() {
+    fn check<F: Side>(n: &Net) {
+        let (w, _) = sticky(n);
+        let mut machine = w.machine();
+        sources::<F>(&mut machine, n);
+        let frontends = [n.cluster, n.empty, n.itp, n.external, n.vip, n.node, loopback(n)];
+        let others = [n.client, n.stranger, n.pod, n.remote, n.local, n.nobody];
+        for address in frontends.into_iter().chain(others) {
+            let roles = Env::<F>::roles(&machine.env, F::addr(address));
+            let may_be = sock::may_be_frontend(roles);
+            assert!(may_be || !frontends.contains(&address), "{address}");
+            for (owner, port) in [Owner::Host, Owner::Pod(NETNS)]
+                .into_iter()
+                .flat_map(|owner| [80, PORT, NODE_PORT, 1].map(|port| (owner, port)))
+            {
+                let before = machine.env.counters.clone();
+                let verdict = open::<F>(&mut machine, owner, None, (address, port));
+                if !may_be {
+                    assert_eq!(verdict, SockVerdict::Leave, "{owner:?} {address} {port}");
+                    assert_eq!(before, machine.env.counters, "{owner:?} {address} {port}");
+                }
+            }
+        }
+        // the test is about something
+        assert!(!sock::may_be_frontend(Env::<F>::roles(&machine.env, F::addr(n.stranger))));
+    }
+    both(check::<lb_common::family::V4>, check::<lb_common::family::V6>);
 }
 
 /// What happens to a service port with affinity.

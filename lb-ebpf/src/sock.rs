@@ -4,7 +4,7 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_ANY, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
-use lb_common::abi::{ROLE_FRONTEND, ROLE_NODEPORT, SK_MASQ, SkConnected, SkPeer};
+use lb_common::abi::{SK_MASQ, SkConnected, SkPeer};
 use lb_common::env::Env;
 use lb_common::family::{Family, Ip4, Ip6, V4, V6};
 use lb_common::packet::{TCP, UDP};
@@ -195,24 +195,30 @@ fn send_mapped(ctx: &SockAddrContext, addr: Ip4) -> i32 {
     }
 }
 
-/// Whether sockets of this network namespace are translated (invariant I4).
+/// Whose socket it is; `None` = sockets of this network namespace are not translated (invariant I4). The host's
+/// namespace is listed by its cookie, pods' never are.
 #[inline(always)]
-fn is_ours(ctx: &SockAddrContext) -> bool {
+fn owner(ctx: &SockAddrContext) -> Option<Owner> {
     // SAFETY: not preallocated hash elements outlive this run; the helper takes the context.
     unsafe {
         let cookie = bpf_get_netns_cookie(ctx.as_ptr());
-        LB_NETNS.get(cookie).is_some() || LB_NETNS.get(0).is_some()
+        if LB_NETNS.get(cookie).is_some() {
+            Some(Owner::Host)
+        } else if LB_NETNS.get(0).is_some() {
+            Some(Owner::Pod(cookie))
+        } else {
+            None
+        }
     }
 }
 
-/// The host's namespace is listed by its cookie, pods' never are.
+/// The address may be some frontend's; false is certain. To be asked before anything else: most sockets are aimed at others.
 #[inline(always)]
-fn owner(ctx: &SockAddrContext) -> Owner {
-    // SAFETY: as in `is_ours`.
-    unsafe {
-        let cookie = bpf_get_netns_cookie(ctx.as_ptr());
-        if LB_NETNS.get(cookie).is_some() { Owner::Host } else { Owner::Pod(cookie) }
-    }
+fn may_be_frontend<F: Family>(addr: F::Addr) -> bool
+where
+    BpfEnv: Env<F>,
+{
+    sock::may_be_frontend(Env::<F>::roles(&BpfEnv, addr))
 }
 
 /// TCP or UDP, by the socket's type; `None` = neither.
@@ -252,18 +258,21 @@ fn known<A: Eq + Copy>(addr: A, none: A) -> Option<A> {
     (addr != none).then_some(addr)
 }
 
-/// Remembers the frontend of a connected socket for getpeername() and recvmsg(). Not inlined: a BPF stack is small.
+/// Remembers the frontend of a connected socket for getpeername() and recvmsg(); false = there was no memory. Not
+/// inlined: a BPF stack is small.
 #[inline(never)]
-fn remember<F: Family>(ctx: &SockAddrContext, addr: F::Addr, port: [u8; 2], proto: u8) {
+fn remember<F: Family>(ctx: &SockAddrContext, addr: F::Addr, port: [u8; 2], proto: u8) -> bool {
     let family = if F::V6 { 6 } else { 4 };
     let mut peer = SkPeer { addr: F::wide(addr), port, family, proto, snat_port: [0; 2], flags: 0 };
     // SAFETY: the helper takes the context's socket; the storage belongs to it.
     unsafe {
         let stored = LB_SK_PEER.get_or_insert_ptr_mut(ctx, Some(&mut peer));
-        if !stored.is_null() {
-            *stored = peer;
+        if stored.is_null() {
+            return false;
         }
+        *stored = peer;
     }
+    true
 }
 
 /// After connect() from `source` was aimed at a backend: carries out [`MASQUERADE`]. Gives what the hook returns.
@@ -298,17 +307,30 @@ where
     code
 }
 
-/// Forgets it: the socket is connected to something else now.
+/// Forgets it: the socket is connected to something else now. Nothing but a look into the socket if it was never aimed
+/// at a frontend, as most are not.
 #[inline(always)]
 fn unremember(ctx: &SockAddrContext) {
     // SAFETY: as in `remember`; a port of zero matches no peer.
-    unsafe {
+    let was_udp = unsafe {
         let stored = LB_SK_PEER.get_ptr_mut(ctx);
-        if !stored.is_null() {
-            (*stored).port = [0; 2];
-            (*stored).family = 0;
+        if stored.is_null() || (*stored).family == 0 {
+            return;
         }
+        (*stored).port = [0; 2];
+        (*stored).family = 0;
+        (*stored).proto == UDP
+    };
+    if was_udp {
+        let _ = LB_SK_CONN.remove(cookie(ctx)); // the table may have dropped it by itself
     }
+}
+
+/// connect() to what is not ours to translate.
+#[inline(always)]
+fn connect_elsewhere(ctx: &SockAddrContext) -> i32 {
+    unremember(ctx);
+    PROCEED
 }
 
 /// connect(): `addr` is where to, `set` writes the backend's address.
@@ -323,20 +345,14 @@ where
     BpfEnv: Env<F>,
 {
     let sa = ctx.sock_addr;
-    let (Some(config), Some(proto)) = (config(), proto(sa)) else { return PROCEED };
+    let (Some(owner), Some(config), Some(proto)) = (owner(ctx), config(), proto(sa)) else { return PROCEED };
     let to = port(sa);
-    match connect::<F>(&mut BpfEnv, config, owner(ctx), known(source, F::ZERO), addr, to, proto) {
-        SockVerdict::Leave => {
-            unremember(ctx);
-            if proto == UDP {
-                let _ = LB_SK_CONN.remove(cookie(ctx)); // most sockets have none
-            }
-            PROCEED
-        }
+    match connect::<F>(&mut BpfEnv, config, owner, known(source, F::ZERO), addr, to, proto) {
+        SockVerdict::Leave => connect_elsewhere(ctx),
         SockVerdict::Refuse(_) => refuse(),
         SockVerdict::Deliver { addr: backend, port, backend: id, generation, masquerade } => {
-            remember::<F>(ctx, addr, to, proto);
-            if proto == UDP {
+            // the agent sees the host's sockets only; never without LB_SK_PEER, see `unremember`
+            if remember::<F>(ctx, addr, to, proto) && proto == UDP && owner == Owner::Host {
                 // a failure: the socket is not told when its endpoint goes
                 let connected = SkConnected { backend: id, generation };
                 let _ = LB_SK_CONN.insert(cookie(ctx), connected, BPF_ANY as u64);
@@ -362,9 +378,9 @@ where
     BpfEnv: Env<F>,
 {
     let sa = ctx.sock_addr;
-    let (Some(config), Some(UDP)) = (config(), proto(sa)) else { return PROCEED };
+    let (Some(owner), Some(config), Some(UDP)) = (owner(ctx), config(), proto(sa)) else { return PROCEED };
     let (source, to) = (known(source, F::ZERO), port(sa));
-    let verdict = connect::<F>(&mut BpfEnv, config, owner(ctx), source, addr, to, UDP);
+    let verdict = connect::<F>(&mut BpfEnv, config, owner, source, addr, to, UDP);
     let done = carry_out(sa, verdict, set);
     if let SockVerdict::Deliver { backend, generation, masquerade, .. } = verdict {
         // a BPF function takes five arguments
@@ -414,9 +430,6 @@ fn send_known<F: SockFamily>(ctx: &SockAddrContext, addr: F::Addr, set: impl Fn(
 where
     BpfEnv: Env<F>,
 {
-    if Env::<F>::roles(&BpfEnv, addr) & (ROLE_FRONTEND | ROLE_NODEPORT) == 0 {
-        return Some(PROCEED);
-    }
     let sa = ctx.sock_addr;
     let verdict = sock::known::<F>(&mut BpfEnv, cookie(ctx), addr, port(sa))?;
     Some(carry_out(sa, verdict, set))
@@ -488,25 +501,23 @@ fn peer_of<F: SockFamily>(ctx: &SockAddrContext, set: impl Fn(F::Addr)) {
 #[inline(always)]
 pub fn connect4(ctx: &SockAddrContext) -> i32 {
     let sa = ctx.sock_addr;
-    if is_ours(ctx) {
-        let code = connect_to::<V4>(ctx, V4::get(sa), V4::source(sa), |a| V4::set(sa, a));
-        connected::<V4>(ctx, code, V4::source(sa), V4::get(sa))
-    } else {
-        PROCEED
+    if !may_be_frontend::<V4>(V4::get(sa)) {
+        return connect_elsewhere(ctx);
     }
+    let code = connect_to::<V4>(ctx, V4::get(sa), V4::source(sa), |a| V4::set(sa, a));
+    connected::<V4>(ctx, code, V4::source(sa), V4::get(sa))
 }
 
 #[inline(always)]
 pub fn connect6(ctx: &SockAddrContext) -> i32 {
     let sa = ctx.sock_addr;
-    if !is_ours(ctx) {
-        return PROCEED;
-    }
     match mapped(sa) {
+        Some(addr) if !may_be_frontend::<V4>(addr) => connect_elsewhere(ctx),
         Some(addr) => match connect_mapped(ctx, addr) {
             MASQUERADE => connected_mapped(ctx),
             code => code,
         },
+        None if !may_be_frontend::<V6>(V6::get(sa)) => connect_elsewhere(ctx),
         None => match connect_native(ctx) {
             MASQUERADE => connected_native(ctx),
             code => code,
@@ -517,7 +528,7 @@ pub fn connect6(ctx: &SockAddrContext) -> i32 {
 #[inline(always)]
 pub fn sendmsg4(ctx: &SockAddrContext) -> i32 {
     let sa = ctx.sock_addr;
-    if !is_ours(ctx) {
+    if !may_be_frontend::<V4>(V4::get(sa)) || owner(ctx).is_none() {
         return PROCEED;
     }
     let code = match send_known::<V4>(ctx, V4::get(sa), |a| V4::set(sa, a)) {
@@ -530,14 +541,17 @@ pub fn sendmsg4(ctx: &SockAddrContext) -> i32 {
 #[inline(always)]
 pub fn sendmsg6(ctx: &SockAddrContext) -> i32 {
     let sa = ctx.sock_addr;
-    if !is_ours(ctx) {
-        return PROCEED;
-    }
     if let Some(addr) = mapped(sa) {
+        if !may_be_frontend::<V4>(addr) || owner(ctx).is_none() {
+            return PROCEED;
+        }
         return match send_mapped(ctx, addr) {
             MASQUERADE => sent_mapped(ctx),
             code => end(code),
         };
+    }
+    if !may_be_frontend::<V6>(V6::get(sa)) || owner(ctx).is_none() {
+        return PROCEED;
     }
     let code = match send_known6(ctx) {
         NONE => send_native6(ctx),
@@ -556,7 +570,7 @@ fn end(code: i32) -> i32 {
 #[inline(always)]
 pub fn recvmsg4(ctx: &SockAddrContext) -> i32 {
     let sa = ctx.sock_addr;
-    if is_ours(ctx) {
+    if owner(ctx).is_some() {
         receive_from::<V4>(ctx, V4::get(sa), |a| V4::set(sa, a));
     }
     PROCEED
@@ -565,7 +579,7 @@ pub fn recvmsg4(ctx: &SockAddrContext) -> i32 {
 #[inline(always)]
 pub fn recvmsg6(ctx: &SockAddrContext) -> i32 {
     let sa = ctx.sock_addr;
-    if is_ours(ctx) {
+    if owner(ctx).is_some() {
         match mapped(sa) {
             Some(addr) => receive_from::<V4>(ctx, addr, |a| set_mapped(sa, a)),
             None => receive_from::<V6>(ctx, V6::get(sa), |a| V6::set(sa, a)),
@@ -577,7 +591,7 @@ pub fn recvmsg6(ctx: &SockAddrContext) -> i32 {
 #[inline(always)]
 pub fn getpeer4(ctx: &SockAddrContext) -> i32 {
     let sa = ctx.sock_addr;
-    if is_ours(ctx) {
+    if owner(ctx).is_some() {
         peer_of::<V4>(ctx, |a| V4::set(sa, a));
     }
     PROCEED
@@ -586,7 +600,7 @@ pub fn getpeer4(ctx: &SockAddrContext) -> i32 {
 #[inline(always)]
 pub fn getpeer6(ctx: &SockAddrContext) -> i32 {
     let sa = ctx.sock_addr;
-    if is_ours(ctx) {
+    if owner(ctx).is_some() {
         match mapped(sa) {
             Some(_) => peer_of::<V4>(ctx, |a| set_mapped(sa, a)),
             None => peer_of::<V6>(ctx, |a| V6::set(sa, a)),

@@ -2,7 +2,8 @@
 
 use crate::family::Ip6;
 
-/// Value of the socket storage `LB_SK_PEER`: the frontend that a connected socket was aimed at.
+/// Value of the socket storage `LB_SK_PEER`: the frontend that a connected socket was aimed at. A socket without one, or
+/// with family 0, has no entry in `LB_SK_CONN` either: who changes this layout drops that table, too.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SkPeer {
@@ -10,7 +11,7 @@ pub struct SkPeer {
     pub addr: Ip6,
     /// Frontend port, network order.
     pub port: [u8; 2],
-    /// 4 or 6.
+    /// 4 or 6; 0 = the socket was connected to something else since.
     pub family: u8,
     /// IP protocol number.
     pub proto: u8,
@@ -26,7 +27,7 @@ const _: () = assert!(size_of::<SkPeer>() == 24);
 pub const SK_MASQ: u16 = 1 << 15;
 const _: () = assert!(super::capacity::BACKENDS <= (SK_MASQ as usize) << 16);
 
-/// Value of `LB_SK_CONN` (key: socket cookie): the backend that a connected UDP socket was aimed at. The agent looks for
+/// Value of `LB_SK_CONN` (key: socket cookie): the backend that a connected UDP socket of the host was aimed at. The agent looks for
 /// sockets whose backend is gone; it deletes the entries of sockets that are closed.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -39,6 +39,8 @@ pub(crate) enum Ask {
     Say { id: String, text: String },
     /// Opens a UDP socket that stays.
     OpenUdp { id: String, to: SocketAddr, connected: bool },
+    /// Connects it to something else: one datagram and the answer.
+    TurnUdp { id: String, to: SocketAddr },
     /// One datagram from it and the answer.
     SayUdp { id: String },
     /// So many bytes there and as many back on a fresh connection, checked byte by byte.
@@ -208,6 +210,12 @@ impl Sockets {
                 let socket = datagram(*to, false)?;
                 exchange(&socket, *to, *connected, answer)?;
                 self.datagrams.insert(id.clone(), (socket, *to, *connected));
+            }
+            Ask::TurnUdp { id, to } => {
+                let turned = self.datagrams.get_mut(id).ok_or_else(missing)?;
+                turned.0.connect(*to)?;
+                (turned.1, turned.2) = (*to, true);
+                exchange(&turned.0, *to, true, answer)?;
             }
             Ask::SayUdp { id } => {
                 let (socket, to, connected) = self.datagrams.get(id).ok_or_else(missing)?;

@@ -170,6 +170,12 @@ fn drain(context: &mut Context) -> Result<()> {
             context.ask(Side::Node(0), &Ask::OpenUdp { id: id.clone(), to: pod, connected: true })?;
         ensure!(answer.pod() == Some("p1a"), "{id}: {answer:?}");
         direct.push(id);
+        // one that was aimed at the Service before
+        let id = format!("turned {family}");
+        context.ask(Side::Node(0), &Ask::OpenUdp { id: id.clone(), to, connected: true })?;
+        let answer = context.ask(Side::Node(0), &Ask::TurnUdp { id: id.clone(), to: pod })?;
+        ensure!(answer.pod() == Some("p1a") && answer.peer == Some(pod), "{id}: {answer:?}");
+        direct.push(id);
     }
 
     draining(context)?;
