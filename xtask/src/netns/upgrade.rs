@@ -1,4 +1,4 @@
-//! An agent whose flow tables have another layout takes over under traffic, killed at any moment or not.
+//! An agent whose flow tables have another layout or size takes over under traffic, killed at any moment or not.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,6 +17,7 @@ use crate::run::output;
 pub(super) const CASES: &[Case] = &[
     ("b156_traffic_survives_an_upgrade_to_another_layout", upgrade),
     ("b156_traffic_survives_upgrades_that_are_killed", killed),
+    ("b156_traffic_survives_other_sizes_of_the_flow_tables", resized),
 ];
 
 /// How long the traffic around the upgrade lasts.
@@ -146,4 +147,47 @@ fn killed(context: &mut Context) -> Result<()> {
         back(context)?;
     }
     Ok(())
+}
+
+/// Entries that fit into a table, and those that are in it.
+fn filled(node: &Node, table: &str) -> Result<(u64, usize)> {
+    let pin = node.bpffs.join("lb/v1").join(table);
+    let ask = |what: &str| -> Result<Value> {
+        let text = output(Command::new("bpftool").args(["-j", "map", what, "pinned"]).arg(&pin))?;
+        Ok(serde_json::from_str(&text)?)
+    };
+    let fit = ask("show")?["max_entries"].as_u64().context("bpftool tells no size")?;
+    let entries = ask("dump")?;
+    Ok((fit, entries.as_array().map_or(0, Vec::len)))
+}
+
+/// Smaller tables, larger ones, and the usual ones again.
+fn resized(context: &mut Context) -> Result<()> {
+    let agent = context.agent.clone();
+    let act = |lab: &mut Lab| -> Result<()> {
+        for size in [Some(16_384), Some(262_144), None] {
+            std::thread::sleep(Duration::from_secs(4));
+            let node = &mut lab.nodes[0];
+            let before = filled(node, "LB_CT4")?.0;
+            node.stop_agent(libc::SIGTERM)?;
+            node.extra = size.map(|size: u64| format!("--max-flows={size}")).into_iter().collect();
+            node.start_agent(&agent)?;
+            for table in ["LB_CT4", "LB_CT6"] {
+                let (fit, entries) = filled(node, table)?;
+                println!("        {table}: {entries} of {fit} entries");
+                ensure!(fit != before && size.is_none_or(|size| size == fit), "{table} has room for {fit}");
+                ensure!(entries > 0, "{table} is empty: nothing was copied");
+            }
+            is_of_version(lab, "v1")?;
+        }
+        Ok(())
+    };
+    let done = survive(context, LASTS, 3 * LOST, act).map(drop);
+    let node = &mut context.lab.nodes[0];
+    if !node.extra.is_empty() {
+        node.extra.clear();
+        node.stop_agent(libc::SIGTERM)?;
+        node.start_agent(&agent)?;
+    }
+    done
 }
