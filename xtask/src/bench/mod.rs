@@ -5,6 +5,7 @@
 //! differ by more than 4 % the run is void; every arm's packets are checked before they are measured.
 
 mod bulk;
+mod change;
 mod chart;
 mod connect;
 mod direct;
@@ -62,6 +63,8 @@ pub(crate) enum Bench {
     Capacity,
     /// From an agent's start to the first served packet, and its memory, with 10 and with 10,000 Services
     Start,
+    /// CPU time of the agent for one endpoint that comes or goes, with 10, 1,000 and 10,000 Services
+    Change,
 }
 
 /// Scenarios that make up a run without a name.
@@ -88,7 +91,7 @@ pub(crate) struct Arguments {
 
 /// More of `--help`.
 pub(crate) const HELP: &str = "\
-S1 xdp, S2 live, S3 pods, S4 bulk, S5 connect, S6 nodes; direct, capacity and start print lines of their own. It needs root, and a machine that does nothing else:
+S1 xdp, S2 live, S3 pods, S4 bulk, S5 connect, S6 nodes; direct, capacity, start and change print lines of their own. It needs root, and a machine that does nothing else:
 a case whose two baseline arms differ by more than 4 % says `void`. Figures are compared within one run only.
 
     cargo xtask bench --quick                  everything, short
@@ -112,6 +115,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match what {
         Some(Bench::Direct) => return direct(&agent),
         Some(Bench::Start) => return start::run(&agent),
+        Some(Bench::Change) => return change::run(&agent),
         _ => build::bench_programs()?,
     };
     let scenarios = what.map_or_else(|| ALL.to_vec(), |one| vec![one]);
@@ -156,6 +160,6 @@ fn scene_of(what: Bench, agent: &Path, effort: &Effort) -> Result<Report> {
         Bench::Nodes => nodes::run(agent, effort),
         Bench::Pods => pods::run(agent, effort),
         Bench::Connect => connect::run(agent, effort),
-        Bench::Direct | Bench::Start | Bench::Capacity => anyhow::bail!("no scenario"),
+        Bench::Direct | Bench::Start | Bench::Change | Bench::Capacity => anyhow::bail!("no scenario"),
     }
 }

@@ -20,13 +20,13 @@ use crate::packages;
 /// Numbers of Services that are measured.
 const SIZES: [u32; 2] = [10, 10_000];
 /// Endpoints of each.
-const ENDPOINTS: u32 = 10;
+pub(super) const ENDPOINTS: u32 = 10;
 /// Starts on an empty node, per size; the median counts.
 const RUNS: usize = 3;
 /// Services per file: the agent reads a changed file as a whole.
 const PER_FILE: u32 = 100;
 /// How long a start may take. The slowest machine counts, and nothing is judged.
-const PATIENCE: Duration = Duration::from_secs(180);
+pub(super) const PATIENCE: Duration = Duration::from_secs(180);
 /// How long the prober waits for an answer before it sends again.
 const BEAT: Duration = Duration::from_millis(1);
 /// Addresses of the Service that is probed, and of the one that is added.
@@ -109,7 +109,7 @@ fn probed(name: &str, address: &str) -> Service {
 }
 
 /// Writes Services with one TCP port each; their endpoints are nobody's, and on the other node.
-fn fill(lab: &Lab, services: u32) -> Result<()> {
+pub(super) fn fill(lab: &Lab, services: u32) -> Result<()> {
     many(services).try_for_each(|(name, text)| lab.manifest(&name, &text))
 }
 
@@ -123,6 +123,11 @@ pub(super) fn many(services: u32) -> impl Iterator<Item = (String, String)> {
 
 /// Service `number` and its EndpointSlice as YAML.
 fn one(number: u32) -> String {
+    with_endpoints(number, ENDPOINTS)
+}
+
+/// The same, with so many endpoints.
+pub(super) fn with_endpoints(number: u32, endpoints: u32) -> String {
     let (high, low) = (number / 250, number % 250 + 1);
     let mut text = format!(
         "---\napiVersion: v1\nkind: Service\nmetadata: {{name: many-{number}, namespace: default}}\nspec:\n  \
@@ -132,7 +137,7 @@ fn one(number: u32) -> String {
          namespace: default\n  labels: {{kubernetes.io/service-name: many-{number}}}\naddressType: IPv4\n\
          ports: [{{name: web, protocol: TCP, port: {POD_PORT}}}]\nendpoints:\n"
     );
-    for endpoint in 0..ENDPOINTS {
+    for endpoint in 0..endpoints {
         writeln!(
             text,
             "- {{addresses: [10.{}.{high}.{low}], nodeName: node2, conditions: {{ready: true, serving: true, \
