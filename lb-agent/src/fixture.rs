@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::desired::Desired;
+use crate::desired::{Changes, Desired, Tally, for_each_table};
 use crate::links::{Attachment, Link, NodeNet};
 use crate::model::settings::{DetectLocal, Mode, Settings};
 use crate::model::{
@@ -17,8 +17,8 @@ use crate::model::{
 use crate::peers::Answers;
 use crate::plan::ids::IdTable;
 use crate::plan::issue::Issue;
-use crate::plan::{Inputs, plan};
-use crate::store::{Event, Store};
+use crate::plan::{Inputs, Planner};
+use crate::store::{Event, Scope, Store};
 
 pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -155,6 +155,10 @@ pub(crate) struct World {
     pub(crate) answers: Answers,
     pub(crate) ids: IdTable,
     pub(crate) now: Duration,
+    /// What is kept from plan to plan; every plan is compared with one of a new planner.
+    pub(crate) planner: Planner,
+    /// The surroundings of the last plan.
+    last: Option<(NodeNet, BTreeMap<u32, Attachment>, Settings, Answers)>,
 }
 
 impl World {
@@ -166,8 +170,17 @@ impl World {
         let ids = IdTable::new(&settings.limits, 1000);
         let (net, attachments) = (net(), attachments());
         let answers = Answers::default();
-        let mut world =
-            Self { store: Store::new([]), net, attachments, settings, answers, ids, now: Duration::ZERO };
+        let mut world = Self {
+            store: Store::new([]),
+            net,
+            attachments,
+            settings,
+            answers,
+            ids,
+            now: Duration::ZERO,
+            planner: Planner::default(),
+            last: None,
+        };
         world.put(Object::Node(Arc::new(node())));
         world
     }
@@ -197,16 +210,45 @@ impl World {
         self
     }
 
-    /// Plans, without telling that it was applied.
+    /// As after a restart: ids and generations are read back from these tables.
+    pub(crate) fn restart(&mut self, seed: u32, tables: &Desired) {
+        self.ids = IdTable::new(&self.settings.limits, seed);
+        self.ids.restore(tables);
+        self.planner = Planner::default();
+    }
+
+    /// Plans, without telling that it was applied. Checks that what was kept from plan to plan changes nothing.
     pub(crate) fn plan(&mut self) -> (Desired, Vec<Issue>) {
-        let inputs = Inputs {
-            snapshot: &self.store.snapshot(),
-            net: &self.net,
-            attachments: &self.attachments,
-            settings: &self.settings,
-            answers: &self.answers,
-        };
-        plan(inputs, &mut self.ids, self.now)
+        let mut ids = self.ids.clone();
+        let before = self.planner.desired().clone();
+        self.quick_plan();
+        let (mut anew, snapshot) = (Planner::default(), self.store.snapshot());
+        let Self { net, attachments, settings, answers, .. } = &*self;
+        let inputs = Inputs { snapshot, net, attachments, settings, answers };
+        anew.plan(inputs, &Scope::default(), &mut ids, self.now);
+        let (desired, issues) = (self.planner.desired().clone(), self.planner.issues().to_vec());
+        assert_eq!(&desired, anew.desired(), "plans differ");
+        assert_eq!(&issues, &**anew.issues());
+        assert_eq!(self.planner.tally(), Tally::of(desired.services4.values(), desired.services6.values()));
+        let anew = lb_common::hash::role_filter(desired.roles.iter().map(|(a, r)| (*a, *r)));
+        assert!(desired.roles.is_empty() || *desired.roles.filter() == *anew, "role filter");
+        assert_eq!(
+            with(&before, &desired, self.planner.changes()),
+            desired,
+            "a row changed and was not named"
+        );
+        (desired, issues)
+    }
+
+    /// Plans and compares with nothing.
+    pub(crate) fn quick_plan(&mut self) {
+        let now = (self.net.clone(), self.attachments.clone(), self.settings.clone(), self.answers.clone());
+        let mut scope = self.store.take_scope();
+        scope.node |= self.last.as_ref() != Some(&now);
+        self.last = Some(now);
+        let Self { store, net, attachments, settings, answers, ids, planner, now, .. } = self;
+        let inputs = Inputs { snapshot: store.snapshot(), net, attachments, settings, answers };
+        planner.plan(inputs, &scope, ids, *now);
     }
 
     /// Plans and applies, `seconds` later.
@@ -217,3 +259,26 @@ impl World {
         tables
     }
 }
+
+macro_rules! with_rows {
+    ($($field:ident: $key:ty => $value:ty, $name:ident;)*) => {
+        /// The tables of `old` with the rows that `changes` names as they are in `new`.
+        fn with(old: &Desired, new: &Desired, changes: &Changes) -> Desired {
+            let Some(keys) = changes.keys() else { return new.clone() };
+            let mut tables = Desired { config: new.config, ..old.clone() };
+            $(for key in &keys.$field {
+                match new.$field.get(key) {
+                    Some(value) => _ = tables.$field.insert(*key, *value),
+                    None => _ = tables.$field.remove(key),
+                }
+            })*
+            keys.slots.iter().for_each(|start| tables.slots.remove(*start));
+            for (start, ids) in keys.slots.iter().filter_map(|start| Some((start, new.slots.at(*start)?))) {
+                tables.slots.put(*start, Arc::clone(ids));
+            }
+            keys.roles.iter().for_each(|a| tables.roles.insert(*a, new.roles.get(a).copied().unwrap_or(0)));
+            tables
+        }
+    };
+}
+for_each_table!(with_rows);

@@ -15,7 +15,7 @@ use crate::apply::bpf::BpfMaps;
 use crate::config::{KernelArgs, NodeDuties, RunConfig};
 use crate::datapath::memory::mebibytes;
 use crate::datapath::{self, Datapath, Options};
-use crate::desired::Desired;
+use crate::desired::{Changes, Desired};
 use crate::gc::alerts::{About, Alert, alerts};
 use crate::gc::{Occupancy, Sweeper, Timeouts};
 use crate::kernel::{ApplyReport, AttachReport, Kernel, KernelError, Usage};
@@ -307,11 +307,11 @@ impl Kernel for NodeKernel {
         AttachReport { attached: interfaces.len(), interfaces, failures, xdp, refused }
     }
 
-    fn apply(&mut self, desired: &Desired) -> ApplyReport {
+    fn apply(&mut self, desired: &Desired, changes: &Changes) -> ApplyReport {
         // a frontend comes after the address that clients of this host count as
-        let sources = self.sources.follow(desired);
-        self.cutover.expect(moves(self.applier.actual(), desired));
-        let report = self.applier.apply(desired);
+        let sources = self.sources.follow(desired, changes);
+        self.cutover.expect(moves(self.applier.actual(), desired, changes));
+        let report = self.applier.apply(desired, changes);
         let mut failures = lines(&report.errors);
         if failures.is_empty() {
             self.cutover.carry_out(self.applier.actual());

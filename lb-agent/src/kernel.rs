@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::desired::Desired;
+use crate::desired::{Changes, Desired};
 use crate::gc::alerts::Alert;
 use crate::links::{Attachment, NodeNet};
 use crate::model::settings::Limits;
@@ -94,8 +94,9 @@ pub trait Kernel: Send + 'static {
     /// nothing changed.
     fn attach(&mut self, net: &NodeNet, attachments: &BTreeMap<u32, Attachment>) -> AttachReport;
 
-    /// Makes the kernel's tables equal to `desired`; what failed is tried again by the next call.
-    fn apply(&mut self, desired: &Desired) -> ApplyReport;
+    /// Makes the kernel's tables equal to `desired`; what failed is tried again by the next call. No rows but those of
+    /// `changes` differ from what the last call desired.
+    fn apply(&mut self, desired: &Desired, changes: &Changes) -> ApplyReport;
 
     /// Counters by name, ever increasing while the tables live.
     fn counters(&self) -> Vec<(&'static str, u64)>;

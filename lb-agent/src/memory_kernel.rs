@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::time::Instant;
 
-use crate::desired::Desired;
+use crate::desired::{Changes, Desired};
 use crate::fixture;
 use crate::gc::alerts::Alert;
 use crate::kernel::{ApplyReport, AttachReport, Kernel, KernelError};
@@ -16,6 +16,8 @@ use crate::links::{Attachment, NodeNet};
 pub(crate) struct Memory {
     pub(crate) tables: Desired,
     pub(crate) applies: Vec<Instant>,
+    /// What every apply that did not fail was told to look at.
+    pub(crate) changes: Vec<Changes>,
     pub(crate) attached: Vec<u32>,
     pub(crate) order: Vec<&'static str>,
     pub(crate) failing_applies: usize,
@@ -58,7 +60,7 @@ impl Kernel for MemoryKernel {
         AttachReport { attached: attachments.len(), ..AttachReport::default() }
     }
 
-    fn apply(&mut self, desired: &Desired) -> ApplyReport {
+    fn apply(&mut self, desired: &Desired, changes: &Changes) -> ApplyReport {
         let mut memory = self.0.lock().unwrap();
         memory.order.push("apply");
         memory.applies.push(Instant::now());
@@ -67,6 +69,7 @@ impl Kernel for MemoryKernel {
             return ApplyReport { changed: 0, failures: vec!["LB_SVC4: full".to_owned()] };
         }
         memory.tables = desired.clone();
+        memory.changes.push(changes.clone());
         ApplyReport { changed: 1, failures: Vec::new() }
     }
 

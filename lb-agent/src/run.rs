@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lb_common::abi::CFG_FAST_FLOWS;
@@ -24,9 +25,9 @@ use crate::peers;
 use crate::plan::ids::IdTable;
 use crate::plan::node::NodeFacts;
 use crate::plan::select::Place;
-use crate::plan::{Inputs, plan};
+use crate::plan::{Inputs, Planner};
 use crate::status::fast::FastState;
-use crate::status::healthcheck::health_checks;
+use crate::status::healthcheck::HealthChecks;
 use crate::status::metrics::Metrics;
 use crate::status::{Status, Tables, unix_now};
 use crate::store::{Changed, Event, Snapshot, Store};
@@ -100,6 +101,7 @@ pub async fn run<K: Kernel>(parts: Parts<K>, stop: impl Future<Output = ()>) -> 
             }
             changed = worker.peers.answers.changed() => {
                 changed.map_err(|_closed| RunError::PeersGone)?;
+                worker.surroundings_changed = true;
                 worker.queue(Changed { others: 1, ..Changed::default() });
             }
             () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => worker.cycle(),
@@ -119,6 +121,10 @@ struct Worker<K> {
     status: watch::Sender<Status>,
     metrics: Metrics,
     ids: IdTable,
+    planner: Planner,
+    checks: HealthChecks,
+    /// The node's network, or what other nodes said, changed since the last plan.
+    surroundings_changed: bool,
     /// The kernel's tables were read and their ids taken over.
     restored: bool,
     /// Something changed since the last cycle.
@@ -159,6 +165,9 @@ impl<K: Kernel> Worker<K> {
         });
         Self {
             ids: IdTable::new(&settings.limits, seed),
+            planner: Planner::default(),
+            checks: HealthChecks::default(),
+            surroundings_changed: true,
             kernel,
             store,
             events,
@@ -207,6 +216,7 @@ impl<K: Kernel> Worker<K> {
 
     fn net_changed(&mut self) {
         self.net_known = true;
+        self.surroundings_changed = true;
         self.net.mark_unchanged();
         self.queue(Changed { others: 1, ..Changed::default() });
     }
@@ -218,7 +228,7 @@ impl<K: Kernel> Worker<K> {
         if !self.net_known {
             awaited.push("Network".to_owned());
         }
-        let waiting = (!in_sync).then(|| self.store.issues().to_vec());
+        let waiting = (!in_sync).then(|| Arc::new(self.store.issues().to_vec()));
         self.status.send_modify(|s| {
             s.queue(changed);
             // Why it is not in sync; afterwards a cycle names them, beside its own.
@@ -241,22 +251,35 @@ impl<K: Kernel> Worker<K> {
         }
         let started = Instant::now();
         let now = started.duration_since(self.born);
+        let mut scope = self.store.take_scope();
+        scope.node |= std::mem::take(&mut self.surroundings_changed)
+            || self.net.has_changed().unwrap_or(false)
+            || self.peers.answers.has_changed().unwrap_or(false);
         let net = self.net.borrow_and_update().clone();
         let snapshot = self.store.snapshot();
         let attachments = self.kernel.attach_set(&net);
-        let answers = self.ask_peers(&snapshot);
+        let answers = self.peers.answers.borrow_and_update().clone();
+        let dsr = self.settings.dsr != Dsr::Off;
+        if dsr && scope.node {
+            ask_peers(&self.peers, snapshot, &self.settings);
+        }
         let inputs = Inputs {
-            snapshot: &snapshot,
+            snapshot,
             net: &net,
             attachments: &attachments,
             settings: &self.settings,
             answers: &answers,
         };
-        let (desired, issues) = plan(inputs, &mut self.ids, now);
-        let applied = self.kernel.apply(&desired);
+        self.planner.plan(inputs, &scope, &mut self.ids, now);
+        let applied = self.kernel.apply(self.planner.desired(), self.planner.changes());
         // An interface without its row would drop what it should masquerade: rows first.
         let attached = self.kernel.attach(&net, &attachments);
-        debug!(changed = applied.changed, attached = attached.attached, "Applied");
+        debug!(
+            services = self.planner.planned(),
+            changed = applied.changed,
+            attached = attached.attached,
+            "Applied"
+        );
         let complete = applied.failures.is_empty() && attached.failures.is_empty();
         let programmed = applied.failures.is_empty();
         if programmed {
@@ -264,44 +287,36 @@ impl<K: Kernel> Worker<K> {
         }
         let node = snapshot.nodes.get(&self.settings.node_name);
         let place = Place { node: &self.settings.node_name, zone: node.map_or("", |n| &n.zone) };
-        let checks = health_checks(&snapshot, place);
+        let checks = self.checks.follow(snapshot, place, &scope);
+        let eligible = !node.is_some_and(|n| n.leaving);
         let fast = FastState::of(&net, &self.settings);
         fast.tell_if_other(&self.fast);
         self.fast = fast.clone();
-        let check_addresses = NodeFacts::new(&snapshot, &net, &self.settings).health_check_addresses();
+        let check_addresses = NodeFacts::new(snapshot, &net, &self.settings).health_check_addresses();
         self.metrics.applied_in(started.elapsed().as_secs_f64(), !self.clean);
         if programmed {
             self.observe_triggers();
         }
-        let dsr = if self.settings.dsr == Dsr::Off { Vec::new() } else { peers::taken() };
+        let takes = if dsr { peers::taken() } else { Vec::new() };
+        let said = (dsr && scope.node).then(|| answers.lines().collect());
         self.clean = complete;
         self.finish(complete);
+        let tables = Tables::with(self.planner.desired(), self.planner.tally());
+        let issues = Arc::clone(self.planner.issues());
         self.status.send_modify(|s| {
-            s.eligible = !node.is_some_and(|n| n.leaving);
+            s.eligible = eligible;
             s.fast = fast;
             // an interface that refuses says nothing about endpoints
-            s.dsr_peers = answers.lines().collect();
+            if let Some(said) = said {
+                s.dsr_peers = said;
+            }
             if programmed {
-                s.dsr = dsr;
+                s.dsr = takes;
                 s.health_checks = checks;
                 s.health_check_addresses = check_addresses;
             }
-            s.applied(applied, attached, Tables::of(&desired), issues);
+            s.applied(applied, attached, tables, issues);
         });
-    }
-
-    /// Has the other nodes asked, with DSR; what they have said.
-    fn ask_peers(&mut self, snapshot: &Snapshot) -> peers::Answers {
-        if self.settings.dsr != Dsr::Off {
-            let others = snapshot.nodes.values().filter(|n| n.name != self.settings.node_name);
-            let nodes: peers::Nodes = others.map(|n| (n.name.clone(), n.addresses.clone())).collect();
-            self.peers.nodes.send_if_modified(|asked| {
-                let changed = *asked != nodes;
-                *asked = nodes;
-                changed
-            });
-        }
-        self.peers.answers.borrow_and_update().clone()
     }
 
     /// Takes over the ids that the kernel holds; false = it cannot be read, and it is tried again later.
@@ -377,6 +392,17 @@ impl<K: Kernel> Worker<K> {
             false
         });
     }
+}
+
+/// Has the other nodes asked, with DSR.
+fn ask_peers(peers: &peers::Link, snapshot: &Snapshot, settings: &Settings) {
+    let others = snapshot.nodes.values().filter(|n| n.name != settings.node_name);
+    let nodes: peers::Nodes = others.map(|n| (n.name.clone(), n.addresses.clone())).collect();
+    peers.nodes.send_if_modified(|asked| {
+        let changed = *asked != nodes;
+        *asked = nodes;
+        changed
+    });
 }
 
 #[cfg(test)]

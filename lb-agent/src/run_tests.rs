@@ -3,6 +3,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::*;
+use crate::desired::Changes;
 use crate::fixture;
 use crate::gc::alerts::Alert;
 use crate::memory_kernel::MemoryKernel;
@@ -130,6 +131,25 @@ async fn b145_a_change_that_changes_nothing_causes_no_apply() {
     agent.service("a", "10.200.0.1").await;
     agent.pause(5_000).await;
     assert_eq!(agent.applies(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_one_service_is_applied_by_its_rows() {
+    let agent = start(MemoryKernel::default());
+    for last in 1..=9 {
+        agent.service(&format!("s{last}"), &format!("10.200.0.{last}")).await;
+    }
+    agent.in_sync().await;
+    agent.pause(5_000).await;
+    agent.service("s5", "10.200.0.50").await;
+    agent.pause(5_000).await;
+    let memory = agent.kernel.0.lock().unwrap();
+    let [first, second] = memory.changes.as_slice() else { panic!("{} applies", memory.changes.len()) };
+    assert_eq!(*first, Changes::All);
+    let keys = second.keys().expect("not all rows");
+    let last: Vec<u8> = keys.services4.iter().map(|key| key.addr[3]).collect();
+    assert_eq!(last, [5, 5, 50, 50], "the frontend and the mark of its address, before and after");
+    assert_eq!((keys.roles.len(), keys.len()), (1, 5), "{keys:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,6 @@
 //! The single writer of what the cluster wants.
 //!
-//! **Invariants:** only the task that owns the [`Store`] changes it; everyone else reads a [`Snapshot`], which never
-//! changes. A change that leaves an object as it was is no change (B145). Nothing is served before every source has
+//! **Invariants:** only the task that owns the [`Store`] changes it; everyone else reads a [`Snapshot`]. A change that leaves an object as it was is no change (B145). Nothing is served before every source has
 //! delivered its first full list (B141).
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 
@@ -52,6 +51,15 @@ pub struct Snapshot {
     pub issues: Vec<Issue>,
 }
 
+/// What may differ between two moments.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// Services of which the object or a slice differs.
+    pub services: BTreeSet<ObjectName>,
+    /// Anything else does: Nodes, ServiceCIDRs, faults that sources found, or what is not of the store.
+    pub node: bool,
+}
+
 /// How many effective changes an event brought, by kind (B140).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Changed {
@@ -81,6 +89,8 @@ pub struct Store {
     triggers: BTreeMap<ObjectName, Vec<(Family, f64)>>,
     awaited: BTreeSet<Source>,
     issues: BTreeMap<Source, Vec<Issue>>,
+    /// What changed since [`Store::take_scope`].
+    scope: Scope,
 }
 
 impl Store {
@@ -93,6 +103,7 @@ impl Store {
             triggers: BTreeMap::new(),
             awaited: sources.into_iter().collect(),
             issues: BTreeMap::new(),
+            scope: Scope::default(),
         }
     }
 
@@ -114,6 +125,7 @@ impl Store {
             }
             Event::InSync(source) => changed.others += u64::from(self.awaited.remove(&source)),
         }
+        self.scope.node |= changed.others > 0;
         changed
     }
 
@@ -135,10 +147,15 @@ impl Store {
         &self.current.issues
     }
 
-    /// Everything as it is now; later events do not change it. Cost: one pointer per object.
+    /// Everything as it is now.
     #[must_use]
-    pub fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::new(self.current.clone())
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.current
+    }
+
+    /// What changed since the last call.
+    pub fn take_scope(&mut self) -> Scope {
+        std::mem::take(&mut self.scope)
     }
 
     /// Times, seconds since 1970, of the causes of all slice changes since the last call (B139). A Service whose slice
@@ -156,10 +173,14 @@ impl Store {
     fn change(&mut self, key: Key, object: Option<Object>, changed: &mut Changed) {
         match (key, object) {
             (Key::Service(name), Some(Object::Service(new))) => {
-                changed.services += put(&mut self.current.services, name, new);
+                let count = put(&mut self.current.services, name.clone(), new);
+                self.note(count, name);
+                changed.services += count;
             }
             (Key::Service(name), _) => {
-                changed.services += u64::from(self.current.services.remove(&name).is_some());
+                let count = u64::from(self.current.services.remove(&name).is_some());
+                self.note(count, name);
+                changed.services += count;
             }
             (Key::Slice(name), Some(Object::Slice(new))) => changed.slices += self.put_slice(name, new),
             (Key::Slice(name), _) => changed.slices += self.remove_slice(&name),
@@ -176,6 +197,12 @@ impl Store {
         }
     }
 
+    fn note(&mut self, count: u64, service: ObjectName) {
+        if count > 0 {
+            self.scope.services.insert(service);
+        }
+    }
+
     fn put_slice(&mut self, name: ObjectName, new: Arc<SliceSpec>) -> u64 {
         let home = ObjectName::new(&name.namespace, &new.service);
         let moved = match self.slice_home.get(&name) {
@@ -186,6 +213,7 @@ impl Store {
         let trigger = new.triggered.0.map(|time| (new.family, time));
         let slices = self.current.slices.entry(home.clone()).or_default();
         let changed = moved.max(put(slices, name.name, new));
+        self.note(changed, home.clone());
         if changed > 0
             && let Some(trigger) = trigger
         {
@@ -202,6 +230,7 @@ impl Store {
         if slices.is_empty() {
             self.current.slices.remove(&home);
         }
+        self.note(removed, home);
         removed
     }
 }
@@ -272,12 +301,19 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_never_changes() {
+    fn the_scope_names_the_services_whose_objects_changed_and_no_others() {
         let mut store = Store::new([]);
-        store.take(Event::Changes(vec![slice("a", "web")]));
-        let before = store.snapshot();
-        store.take(Event::Changes(vec![(Key::Slice(ObjectName::new("ns", "a")), None)]));
-        assert_eq!(before.slices.len(), 1);
-        assert!(store.snapshot().slices.is_empty());
+        let mut scope = |changes| {
+            store.take(Event::Changes(changes));
+            let Scope { services, node } = store.take_scope();
+            (services.into_iter().map(|s| s.name).collect::<Vec<_>>(), node)
+        };
+        let named = |names: &[&str]| (names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>(), false);
+        assert_eq!(scope(vec![slice("a", "web"), slice("b", "api")]), named(&["api", "web"]));
+        assert_eq!(scope(vec![slice("a", "web")]), named(&[]), "the same again");
+        assert_eq!(scope(vec![slice("a", "shop")]), named(&["shop", "web"]), "both ends of a move");
+        assert_eq!(scope(vec![(Key::Slice(ObjectName::new("ns", "b")), None)]), named(&["api"]));
+        let node = Object::Node(Arc::new(NodeSpec::default()));
+        assert_eq!(scope(vec![(node.key(), Some(node))]), (Vec::new(), true));
     }
 }

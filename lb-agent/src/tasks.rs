@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
@@ -186,11 +187,19 @@ async fn serve(listen: Listen, routes: axum::Router, events: Events) -> Result<&
 async fn serve_health_checks(mut status: StatusReader, events: Events) {
     let mut running: BTreeMap<SocketAddr, AbortHandle> = BTreeMap::new();
     let mut servers = JoinSet::new();
+    let mut seen = None;
     while status.changed().await.is_ok() {
-        let (wanted, addresses) = {
+        let now = {
             let status = status.borrow_and_update();
-            (healthcheck::by_port(&status.health_checks), status.health_check_addresses.clone())
+            (Arc::clone(&status.health_checks), status.health_check_addresses.clone())
         };
+        // the list is the very same for as long as nothing of it changes
+        let same = |(checks, addresses): &(Arc<_>, _)| Arc::ptr_eq(checks, &now.0) && *addresses == now.1;
+        if seen.as_ref().is_some_and(same) {
+            continue;
+        }
+        let (wanted, addresses) = (healthcheck::by_port(&now.0), now.1.clone());
+        seen = Some(now);
         let wanted_at = healthcheck::listen_addresses(&wanted, addresses.as_ref());
         running.retain(|address, task| {
             let keep = wanted_at.contains(address);

@@ -103,7 +103,7 @@ fn checks(list: &[(u16, &str, usize)]) -> Status {
     };
     Status {
         serving: true,
-        health_checks: list.iter().map(check).collect(),
+        health_checks: Arc::new(list.iter().map(check).collect()),
         health_check_addresses: Some([IpAddr::from([127, 0, 0, 1])].into()),
         ..Status::default()
     }

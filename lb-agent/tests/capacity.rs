@@ -16,7 +16,7 @@ use lb_agent::attachset::attach_set;
 use lb_agent::datapath::Datapath;
 use lb_agent::datapath::memory::mebibytes;
 use lb_agent::datapath::sizes::{MAX_FLOWS, MAX_FLOWS_IPV6};
-use lb_agent::desired::Desired;
+use lb_agent::desired::{Changes, Desired};
 use lb_agent::gc::alerts::{About, alerts};
 use lb_agent::gc::{Occupancy, Sweeper, Timeouts};
 use lb_agent::kernel::Usage;
@@ -73,7 +73,7 @@ impl Node {
         let report = datapath.attach(&net, &set);
         assert!(report.errors.is_empty() && report.refused.is_empty(), "{report:?}");
         let mut applier = Applier::new(datapath.maps().expect("the maps")).expect("reading");
-        let report = applier.apply(&desired(ifindex, backends));
+        let report = applier.apply(&desired(ifindex, backends), &Changes::All);
         assert!(report.complete(), "{:?}", report.errors);
         let (_, id) = link_ids(&lab.links().join(format!("xdp-{ifindex}")));
         let sweeper = Sweeper::open(datapath.pin_folder(), Timeouts::default()).expect("the flow tables");
@@ -163,7 +163,7 @@ fn desired(ifindex: u32, backends: u8) -> Desired {
         slots: world.slots.into_iter().collect(),
         interfaces: world.ifaces.into_iter().collect(),
         nexthops: [(port_row(ifindex), port), (row, NextHop { flags: 0, dmac: ROUTER, ..port })].into(),
-        roles,
+        roles: roles.into_iter().collect(),
         ..Desired::default()
     }
 }

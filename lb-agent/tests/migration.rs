@@ -10,7 +10,7 @@ use lab::{Lab, sh};
 use lb_agent::apply::Applier;
 use lb_agent::attachset::attach_set;
 use lb_agent::datapath::{Datapath, Options};
-use lb_agent::desired::Desired;
+use lb_agent::desired::{Changes, Desired};
 use lb_agent::links::NodeNet;
 use lb_agent::sys::bpf::{self, MapInfo, RawMap};
 use lb_common::abi::{ABI_VERSION, Backend4, CFG_MIGRATING, SvcKey4, SvcValue};
@@ -138,7 +138,7 @@ fn before(lab: &Lab) -> Datapath {
     sh("ip link add up0 type veth peer name up1");
     let mut first = Datapath::open(&lab.options()).expect("open");
     let mut applier = Applier::new(first.maps().expect("the maps")).expect("reading");
-    assert!(applier.apply(&desired()).complete());
+    assert!(applier.apply(&desired(), &Changes::All).complete());
     cycle(lab, &mut first);
     fill(first.pin_folder(), "LB_CT4", 1, 3000, 1);
     fill(first.pin_folder(), "LB_EM6", 1, 10, 1);

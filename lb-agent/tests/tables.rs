@@ -5,7 +5,7 @@ mod lab;
 use aya::maps::{HashMap, Map, MapData};
 use lb_agent::apply::Applier;
 use lb_agent::datapath::Datapath;
-use lb_agent::desired::Desired;
+use lb_agent::desired::{Changes, Desired};
 use lb_agent::gc::{Sweeper, Timeouts};
 use lb_common::abi::{
     Addr4, Addr6, Backend4, Backend6, CT_REPLIED, CT_RST, CtKey4, CtValue4, Iface, LbConfig, NextHop,
@@ -50,7 +50,7 @@ fn desired(services: u32) -> Desired {
 
 /// What `Applier::actual` shows: roles can't be read backwards.
 fn without_roles(desired: &Desired) -> Desired {
-    Desired { roles: std::collections::BTreeMap::new(), ..desired.clone() }
+    Desired { roles: lb_agent::desired::Roles::default(), ..desired.clone() }
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn what_was_applied_is_read_back_and_swept() {
         assert_eq!(*applier.actual(), Desired::default(), "new maps are empty");
         // More than one batch.
         let wanted = desired(2500);
-        let report = applier.apply(&wanted);
+        let report = applier.apply(&wanted, &Changes::All);
         assert!(report.complete(), "{:?}", report.errors);
         assert_eq!(
             (report.changed["LB_SVC4"], report.changed["LB_BE6"], report.changed["LB_CONFIG"]),
@@ -70,11 +70,11 @@ fn what_was_applied_is_read_back_and_swept() {
 
         let mut next = Applier::new(datapath.maps().expect("the maps")).expect("reading");
         assert_eq!(*next.actual(), without_roles(&wanted), "another agent reads what was written");
-        assert!(next.apply(&wanted).changed.is_empty(), "and has nothing to do");
+        assert!(next.apply(&wanted, &Changes::All).changed.is_empty(), "and has nothing to do");
         assert_eq!(Datapath::read(&lab.options().bpffs).expect("the pins"), without_roles(&wanted));
 
         let fewer = desired(10);
-        let report = next.apply(&fewer);
+        let report = next.apply(&fewer, &Changes::All);
         assert!(report.complete(), "{:?}", report.errors);
         assert_eq!((report.changed["LB_SVC6"], report.changed["LB_BE4"]), (2490, 2490));
         let roles = report.changed.get("LB_ROLES");
@@ -96,14 +96,14 @@ fn a_full_table_names_the_setting_and_keeps_what_fits() {
         assert!(options.sizes.set("max-frontends", 64));
         let datapath = Datapath::open(&options).expect("open");
         let mut applier = Applier::new(datapath.maps().expect("the maps")).expect("reading");
-        let report = applier.apply(&desired(100));
+        let report = applier.apply(&desired(100), &Changes::All);
         // A hash without preallocation may take some more than its size while entries are per CPU; never all.
         let full = report.errors.iter().filter(|error| error.table == "LB_SVC4").count();
         assert!((1..=36).contains(&full), "{full} of 100 were refused");
         assert_eq!(report.changed["LB_SVC4"] + full, 100, "every key was tried");
         let text = report.errors[0].to_string();
         assert!(text.contains("full: raise --max-frontends"), "{text}");
-        let report = applier.apply(&desired(20));
+        let report = applier.apply(&desired(20), &Changes::All);
         assert!(report.complete(), "it recovers: {:?}", report.errors);
     });
 }

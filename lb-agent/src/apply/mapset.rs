@@ -29,32 +29,7 @@ pub trait Table<K, V> {
     fn read(&mut self) -> io::Result<Vec<(K, V)>>;
 }
 
-/// Calls `$then!` with all tables that are maps from keys to values, but for the slots: field of `Desired`, types, name.
-macro_rules! for_each_table {
-    ($then:ident) => {
-        $then! {
-            services4: SvcKey4 => SvcValue, LB_SVC4;
-            services6: SvcKey6 => SvcValue, LB_SVC6;
-            backends4: u32 => Backend4, LB_BE4;
-            backends6: u32 => Backend6, LB_BE6;
-            generations4: u32 => u32, LB_GEN4;
-            generations6: u32 => u32, LB_GEN6;
-            ranges4: Prefix<RangeKey4> => u32, LB_RANGE4;
-            ranges6: Prefix<RangeKey6> => u32, LB_RANGE6;
-            cidrs4: Prefix<Addr4> => u32, LB_CIDR4;
-            cidrs6: Prefix<Addr6> => u32, LB_CIDR6;
-            node4: [u8; 4] => u32, LB_NODE4;
-            node6: [u8; 16] => u32, LB_NODE6;
-            nexthops: u32 => NextHop, LB_NH;
-            peers: u32 => Peer, LB_PEERS;
-            peers4: [u8; 4] => u32, LB_PEER4;
-            peers6: [u8; 16] => u32, LB_PEER6;
-            interfaces: u32 => Iface, LB_IF;
-            namespaces: u64 => u32, LB_NETNS;
-        }
-    };
-}
-pub(crate) use for_each_table;
+pub(crate) use crate::desired::for_each_table;
 
 macro_rules! map_set {
     ($($field:ident: $key:ty => $value:ty, $name:ident;)*) => {

@@ -16,13 +16,14 @@ pub mod mapset;
 mod order_test;
 pub(crate) mod raw;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lb_common::abi::names;
+use lb_common::abi::{ROLE_SIZE, names};
 
-use crate::desired::{Desired, Slots};
+use crate::desired::{Changes, Desired, Roles, Slots};
 use crate::plan::roles::LINGER;
 use diff::Delta;
 use mapset::{MapSet, Table, for_each_table};
@@ -101,6 +102,10 @@ pub struct Applier<M> {
     /// The role filter as the last agent left it, until that time: addresses whose Service or endpoint went before
     /// the restart may have live flows, and only that filter still knows them.
     inherited: (Vec<u8>, Instant),
+    /// The last apply was complete, so that what has not changed since is there.
+    up_to_date: bool,
+    /// This apply looks at the whole role filter.
+    every_role: bool,
 }
 
 macro_rules! read_back {
@@ -133,12 +138,13 @@ fn write<K, V>(
     table: &mut dyn Table<K, V>,
     actual: &mut BTreeMap<K, V>,
     desired: &BTreeMap<K, V>,
+    rows: Option<&BTreeSet<K>>,
 ) -> bool
 where
     K: Ord + Copy + std::fmt::Debug,
     V: PartialEq + Copy,
 {
-    let entries = Delta::between(actual, desired).write;
+    let entries = Delta::between(actual, desired, rows).write;
     if entries.is_empty() {
         return true;
     }
@@ -159,12 +165,13 @@ fn sweep<K, V>(
     table: &mut dyn Table<K, V>,
     actual: &mut BTreeMap<K, V>,
     desired: &BTreeMap<K, V>,
+    rows: Option<&BTreeSet<K>>,
 ) -> bool
 where
     K: Ord + Copy + std::fmt::Debug,
     V: PartialEq + Copy,
 {
-    let keys = Delta::between(actual, desired).remove;
+    let keys = Delta::between(actual, desired, rows).remove;
     if keys.is_empty() {
         return true;
     }
@@ -203,7 +210,7 @@ impl<M: MapSet> Applier<M> {
         let (actual, roles) = read_back(&mut maps)?;
         let inherited = (roles.clone(), Instant::now() + LINGER);
         let slots = by_slot(&actual.slots);
-        Ok(Applier { maps, actual, roles, slots, inherited })
+        Ok(Applier { maps, actual, roles, slots, inherited, up_to_date: false, every_role: true })
     }
 
     /// What the tables hold, as far as this agent read and wrote them. Its `roles` are empty: the filter can't be
@@ -220,19 +227,28 @@ impl<M: MapSet> Applier<M> {
     pub fn reload(&mut self) -> Result<(), ApplyError> {
         (self.actual, self.roles) = read_back(&mut self.maps)?;
         self.slots = by_slot(&self.actual.slots);
+        self.up_to_date = false;
         Ok(())
     }
 
-    /// Makes the tables equal to `desired`, as far as the kernel allows.
+    /// Makes the tables equal to `desired`, as far as the kernel allows. `changes` names the rows that may differ from what
+    /// was desired by the call before: no others are looked at, unless that call failed.
     ///
     /// Idempotent; costs system calls only for what differs. Stages: frontends that go; generations, next hops,
     /// backends; slots; what else decides; role bits that come; frontends that come or change; role bits, backends
     /// and all else that go. Generations and slots are never deleted: the one must outlive its row, the other is
     /// harmless once no frontend names it.
-    pub fn apply(&mut self, desired: &Desired) -> ApplyReport {
+    pub fn apply(&mut self, desired: &Desired, changes: &Changes) -> ApplyReport {
         let start = Instant::now();
         let mut report = ApplyReport::default();
-        let stages: [fn(&mut Self, &Desired, &mut ApplyReport) -> bool; 7] = [
+        let changes = if self.up_to_date { changes } else { &Changes::All };
+        let (inherited, until) = &mut self.inherited;
+        let over = !inherited.is_empty() && Instant::now() >= *until;
+        if over {
+            *inherited = Vec::new();
+        }
+        self.every_role = over || changes.keys().is_none();
+        let stages: [Stage<Self>; 7] = [
             Self::remove_frontends,
             Self::write_backends,
             Self::write_slots,
@@ -241,43 +257,51 @@ impl<M: MapSet> Applier<M> {
             Self::write_frontends,
             Self::remove_rest,
         ];
-        for stage in stages {
-            if !stage(self, desired, &mut report) {
-                break;
-            }
-        }
+        self.up_to_date = stages.iter().all(|stage| stage(self, desired, changes, &mut report));
         report.duration = start.elapsed();
         report
     }
 }
 
+/// One stage of an apply; false = something of it failed.
+type Stage<T> = fn(&mut T, &Desired, &Changes, &mut ApplyReport) -> bool;
+
 /// Runs `$step` on tables in the order given; true if all succeeded. All are tried.
 macro_rules! each {
-    ($self:ident, $desired:ident, $report:ident, $step:ident, $($field:ident $name:ident),* $(,)?) => {{
+    ($self:ident, $desired:ident, $changes:ident, $report:ident, $step:ident, $($field:ident $name:ident),* $(,)?) => {{
         let mut complete = true;
         $(complete &= $step(
             $report, names::$name, $self.maps.$field(), &mut $self.actual.$field, &$desired.$field,
+            $changes.keys().map(|keys| &keys.$field),
         );)*
         complete
     }};
 }
 
 impl<M: MapSet> Applier<M> {
-    fn remove_frontends(&mut self, desired: &Desired, report: &mut ApplyReport) -> bool {
-        each!(self, desired, report, sweep, services4 LB_SVC4, services6 LB_SVC6)
+    fn remove_frontends(&mut self, desired: &Desired, changes: &Changes, report: &mut ApplyReport) -> bool {
+        each!(self, desired, changes, report, sweep, services4 LB_SVC4, services6 LB_SVC6)
     }
 
     /// Three steps that build on each other, each a stage of its own.
-    fn write_backends(&mut self, desired: &Desired, report: &mut ApplyReport) -> bool {
-        each!(self, desired, report, write, generations4 LB_GEN4, generations6 LB_GEN6)
-            && each!(self, desired, report, write, nexthops LB_NH, peers LB_PEERS)
-            && each!(self, desired, report, write, backends4 LB_BE4, backends6 LB_BE6)
+    fn write_backends(&mut self, desired: &Desired, changes: &Changes, report: &mut ApplyReport) -> bool {
+        each!(self, desired, changes, report, write, generations4 LB_GEN4, generations6 LB_GEN6)
+            && each!(self, desired, changes, report, write, nexthops LB_NH, peers LB_PEERS)
+            && each!(self, desired, changes, report, write, backends4 LB_BE4, backends6 LB_BE6)
     }
 
-    fn write_slots(&mut self, desired: &Desired, report: &mut ApplyReport) -> bool {
+    fn write_slots(&mut self, desired: &Desired, changes: &Changes, report: &mut ApplyReport) -> bool {
         // A range that the last complete apply knew is in the kernel still: nothing has been written since.
-        let changed = desired.slots.ranges().filter(|(start, ids)| !self.actual.slots.shares(*start, ids));
-        let entries: Vec<(u32, u32)> = changed
+        let changed = |(start, ids): &(u32, &Arc<[u32]>)| !self.actual.slots.shares(*start, ids);
+        let ranges: Vec<(u32, &Arc<[u32]>)> = match changes.keys() {
+            None => desired.slots.ranges().filter(changed).collect(),
+            Some(keys) => {
+                let named = keys.slots.iter().filter_map(|start| Some((*start, desired.slots.at(*start)?)));
+                named.filter(changed).collect()
+            }
+        };
+        let entries: Vec<(u32, u32)> = ranges
+            .into_iter()
             .flat_map(|(start, ids)| (start..).zip(ids.iter().copied()))
             .filter(|(slot, id)| self.slots.get(*slot as usize).copied().unwrap_or(0) != *id)
             .collect();
@@ -292,17 +316,29 @@ impl<M: MapSet> Applier<M> {
             }
         }
         let complete = settle(report, names::LB_SLOTS, entries.iter().map(|(slot, _)| slot), failed);
-        self.actual.slots = if complete {
-            desired.slots.clone()
-        } else {
-            (0..).zip(self.slots.iter().copied()).filter(|(_, id)| *id != 0).collect()
-        };
+        match changes.keys() {
+            _ if !complete => {
+                let held = (0..).zip(self.slots.iter().copied()).filter(|(_, id)| *id != 0);
+                self.actual.slots = held.collect();
+            }
+            None => self.actual.slots = desired.slots.clone(),
+            Some(keys) => {
+                for start in &keys.slots {
+                    self.actual.slots.remove(*start);
+                }
+                for start in &keys.slots {
+                    if let Some(ids) = desired.slots.at(*start) {
+                        self.actual.slots.put(*start, Arc::clone(ids));
+                    }
+                }
+            }
+        }
         complete
     }
 
-    fn write_context(&mut self, desired: &Desired, report: &mut ApplyReport) -> bool {
+    fn write_context(&mut self, desired: &Desired, changes: &Changes, report: &mut ApplyReport) -> bool {
         let mut complete = each!(
-            self, desired, report, write, interfaces LB_IF, peers4 LB_PEER4, peers6 LB_PEER6, node4 LB_NODE4, node6 LB_NODE6, ranges4 LB_RANGE4,
+            self, desired, changes, report, write, interfaces LB_IF, peers4 LB_PEER4, peers6 LB_PEER6, node4 LB_NODE4, node6 LB_NODE6, ranges4 LB_RANGE4,
             ranges6 LB_RANGE6, cidrs4 LB_CIDR4, cidrs6 LB_CIDR6, namespaces LB_NETNS,
         );
         if self.actual.config != desired.config {
@@ -316,44 +352,65 @@ impl<M: MapSet> Applier<M> {
         complete
     }
 
-    fn add_roles(&mut self, desired: &Desired, report: &mut ApplyReport) -> bool {
-        let roles = union(self.wanted_roles(desired), &self.roles);
-        self.write_roles(roles, report)
+    fn add_roles(&mut self, desired: &Desired, changes: &Changes, report: &mut ApplyReport) -> bool {
+        let slots = self.role_slots(changes);
+        self.write_roles(&slots, |was, inherited, slot| was | desired.roles.byte(slot) | inherited, report)
     }
 
-    /// The bits of `desired`, and the inherited ones for a time. A bit too many costs a look-up, one that is missing
-    /// loses a flow.
-    fn wanted_roles(&mut self, desired: &Desired) -> Vec<u8> {
-        let (inherited, until) = &mut self.inherited;
-        if !inherited.is_empty() && Instant::now() >= *until {
-            *inherited = Vec::new();
+    /// The bytes of the role filter that may be other ones than before.
+    fn role_slots(&self, changes: &Changes) -> Vec<usize> {
+        match changes.keys() {
+            Some(keys) if !self.every_role => {
+                keys.roles.iter().map(|address| Roles::slot(*address)).collect()
+            }
+            _ => (0..ROLE_SIZE).collect(),
         }
-        union(role_bytes(desired), inherited)
     }
 
-    fn write_frontends(&mut self, desired: &Desired, report: &mut ApplyReport) -> bool {
-        each!(self, desired, report, write, services4 LB_SVC4, services6 LB_SVC6)
+    fn write_frontends(&mut self, desired: &Desired, changes: &Changes, report: &mut ApplyReport) -> bool {
+        each!(self, desired, changes, report, write, services4 LB_SVC4, services6 LB_SVC6)
     }
 
-    fn remove_rest(&mut self, desired: &Desired, report: &mut ApplyReport) -> bool {
-        let roles = self.wanted_roles(desired);
-        let roles = self.write_roles(roles, report);
+    fn remove_rest(&mut self, desired: &Desired, changes: &Changes, report: &mut ApplyReport) -> bool {
+        let slots = self.role_slots(changes);
+        let roles =
+            self.write_roles(&slots, |_, inherited, slot| desired.roles.byte(slot) | inherited, report);
         let others = each!(
-            self, desired, report, sweep, backends4 LB_BE4, backends6 LB_BE6, ranges4 LB_RANGE4, ranges6 LB_RANGE6,
+            self, desired, changes, report, sweep, backends4 LB_BE4, backends6 LB_BE6, ranges4 LB_RANGE4, ranges6 LB_RANGE6,
             cidrs4 LB_CIDR4, cidrs6 LB_CIDR6, node4 LB_NODE4, node6 LB_NODE6, interfaces LB_IF, peers4 LB_PEER4,
             peers6 LB_PEER6, namespaces LB_NETNS,
         );
-        roles && others && each!(self, desired, report, sweep, nexthops LB_NH, peers LB_PEERS)
+        roles && others && each!(self, desired, changes, report, sweep, nexthops LB_NH, peers LB_PEERS)
     }
 
-    fn write_roles(&mut self, roles: Vec<u8>, report: &mut ApplyReport) -> bool {
-        if self.roles == roles {
+    /// Gives bytes of the filter new values: `value` makes one of what it is, what was inherited, and its number. A bit too
+    /// many costs a look-up, one that is missing loses a flow.
+    fn write_roles(
+        &mut self,
+        slots: &[usize],
+        value: impl Fn(u8, u8, usize) -> u8,
+        report: &mut ApplyReport,
+    ) -> bool {
+        let mut before = Vec::new();
+        for slot in slots.iter().copied() {
+            let inherited = self.inherited.0.get(slot).copied().unwrap_or(0);
+            let Some(byte) = self.roles.get_mut(slot) else { continue };
+            let new = value(*byte, inherited, slot);
+            if new != *byte {
+                before.push((slot, *byte));
+                *byte = new;
+            }
+        }
+        if before.is_empty() {
             return true;
         }
-        let written = self.maps.write_roles(&roles);
+        let written = self.maps.write_roles(&self.roles);
         let complete = report.whole(names::LB_ROLES, written);
-        if complete {
-            self.roles = roles;
+        if !complete {
+            // backwards: a byte may be there twice
+            for (slot, was) in before.into_iter().rev() {
+                self.roles[slot] = was;
+            }
         }
         complete
     }
@@ -372,13 +429,4 @@ fn set_slot(slots: &mut Vec<u32>, (slot, id): (u32, u32)) {
         slots.resize(slot + 1, 0);
     }
     slots[slot] = id;
-}
-
-fn union(mut roles: Vec<u8>, more: &[u8]) -> Vec<u8> {
-    roles.iter_mut().zip(more).for_each(|(byte, more)| *byte |= more);
-    roles
-}
-
-fn role_bytes(desired: &Desired) -> Vec<u8> {
-    lb_common::hash::role_filter(desired.roles.iter().map(|(address, role)| (*address, *role)))
 }

@@ -13,9 +13,9 @@ use super::expand::FrontendKind;
 use super::ids::{FrontendKey, ServiceId};
 use super::select::Selected;
 use super::slots::Range;
-use crate::desired::Desired;
+use crate::desired::{Desired, Prefix};
 use crate::model::settings::{Dsr, Limits, Settings};
-use crate::model::{Family, Forwarding, Policy, ServiceSpec};
+use crate::model::{Forwarding, Policy, ServiceSpec};
 
 /// A table has no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,15 +93,12 @@ pub fn put_service(
     value: SvcValue,
     limits: &Limits,
 ) -> Result<(), Full> {
-    let (port, proto) = (key.port.to_be_bytes(), key.protocol);
-    match key.address {
-        IpAddr::V4(a) => {
-            let key = SvcKey4 { addr: a.octets(), port, proto, _pad: 0 };
+    match table_key(key) {
+        TableKey::V4(key) => {
             room(tables.services4.len(), limits.frontends)?;
             tables.services4.insert(key, value);
         }
-        IpAddr::V6(a) => {
-            let key = SvcKey6 { addr: a.octets(), port, proto, _pad: 0 };
+        TableKey::V6(key) => {
             room(tables.services6.len(), limits.frontends)?;
             tables.services6.insert(key, value);
         }
@@ -109,58 +106,90 @@ pub fn put_service(
     Ok(())
 }
 
-/// Puts a backend into its table.
-pub fn put_backend(
-    tables: &mut Desired,
-    id: u32,
-    service: u32,
-    protocol: u8,
-    endpoint: &Selected<'_>,
-    node: u32,
-) {
+/// Takes a frontend out of its table.
+pub fn remove_service(tables: &mut Desired, key: &FrontendKey) {
+    match table_key(key) {
+        TableKey::V4(key) => _ = tables.services4.remove(&key),
+        TableKey::V6(key) => _ = tables.services6.remove(&key),
+    }
+}
+
+/// The key of a frontend's row.
+#[derive(Clone, Copy, Debug)]
+pub enum TableKey {
+    /// In `LB_SVC4`.
+    V4(SvcKey4),
+    /// In `LB_SVC6`.
+    V6(SvcKey6),
+}
+
+/// The key of a frontend's row.
+#[must_use]
+pub fn table_key(key: &FrontendKey) -> TableKey {
+    let (port, proto) = (key.port.to_be_bytes(), key.protocol);
+    match key.address {
+        IpAddr::V4(a) => TableKey::V4(SvcKey4 { addr: a.octets(), port, proto, _pad: 0 }),
+        IpAddr::V6(a) => TableKey::V6(SvcKey6 { addr: a.octets(), port, proto, _pad: 0 }),
+    }
+}
+
+/// The row of a backend.
+#[derive(Clone, Copy, Debug)]
+pub enum BackendRow {
+    /// Of `LB_BE4`.
+    V4(Backend4),
+    /// Of `LB_BE6`.
+    V6(Backend6),
+}
+
+/// The row of a backend. `pod`: the row of `LB_NH` by which it is reached past the stack, if it is of this node; `node`: that
+/// of `LB_PEERS` of its node; 0 = none.
+#[must_use]
+pub fn backend(service: u32, protocol: u8, endpoint: &Selected<'_>, pod: u32, node: u32) -> BackendRow {
     let bit = |set: bool, bit: u8| if set { bit } else { 0 };
     let flags = bit(endpoint.local, BE_LOCAL)
         | bit(endpoint.in_cluster, BE_IN_CLUSTER)
         | bit(endpoint.in_local, BE_IN_LOCAL);
     let port = endpoint.port.to_be_bytes();
+    let (proto, nexthop) = (protocol, if endpoint.local && pod != 0 { pod } else { node });
     match endpoint.address {
-        IpAddr::V4(a) => {
-            let row = Backend4 { addr: a.octets(), port, proto: protocol, flags, service, nexthop: node };
-            tables.backends4.insert(id, row);
-        }
+        IpAddr::V4(a) => BackendRow::V4(Backend4 { addr: a.octets(), port, proto, flags, service, nexthop }),
         IpAddr::V6(a) => {
-            let row = Backend6 {
-                addr: a.octets(),
-                port,
-                proto: protocol,
-                flags,
-                service,
-                nexthop: node,
-                _pad: [0; 4],
-            };
-            tables.backends6.insert(id, row);
+            BackendRow::V6(Backend6 { addr: a.octets(), port, proto, flags, service, nexthop, _pad: [0; 4] })
         }
     }
 }
 
-/// Lets a source prefix pass to the filtered frontends of a service port (B99).
+/// The key of a row of source ranges.
+#[derive(Clone, Copy, Debug)]
+pub enum RangeKey {
+    /// In `LB_RANGE4`.
+    V4(Prefix<RangeKey4>),
+    /// In `LB_RANGE6`.
+    V6(Prefix<RangeKey6>),
+}
+
+/// Lets a source prefix pass to the filtered frontends of a service port (B99); the answer is its row.
 ///
 /// # Errors
 /// The table of its family holds `limits.ranges` others; nothing was changed.
-pub fn put_range(tables: &mut Desired, service: u32, net: &IpNet, limits: &Limits) -> Result<(), Full> {
+pub fn put_range(tables: &mut Desired, service: u32, net: &IpNet, limits: &Limits) -> Result<RangeKey, Full> {
     let id = service.to_be_bytes();
     let length = ID_BITS + u32::from(net.prefix_len());
     match net {
         IpNet::V4(n) => {
             room(tables.ranges4.len(), limits.ranges)?;
-            tables.ranges4.insert((length, RangeKey4 { service: id, addr: n.network().octets() }), 1);
+            let key = (length, RangeKey4 { service: id, addr: n.network().octets() });
+            tables.ranges4.insert(key, 1);
+            Ok(RangeKey::V4(key))
         }
         IpNet::V6(n) => {
             room(tables.ranges6.len(), limits.ranges)?;
-            tables.ranges6.insert((length, RangeKey6 { service: id, addr: n.network().octets() }), 1);
+            let key = (length, RangeKey6 { service: id, addr: n.network().octets() });
+            tables.ranges6.insert(key, 1);
+            Ok(RangeKey::V6(key))
         }
     }
-    Ok(())
 }
 
 /// Puts a service CIDR into its table (B92).
@@ -188,18 +217,6 @@ pub fn put_node(tables: &mut Desired, address: IpAddr, flags: u32, limits: &Limi
         }
     }
     Ok(())
-}
-
-/// Writes the generations of a family.
-pub fn put_generations(
-    tables: &mut Desired,
-    family: Family,
-    generations: &std::collections::BTreeMap<u32, u32>,
-) {
-    match family {
-        Family::V4 => tables.generations4.clone_from(generations),
-        Family::V6 => tables.generations6.clone_from(generations),
-    }
 }
 
 fn room(used: usize, limit: usize) -> Result<(), Full> {

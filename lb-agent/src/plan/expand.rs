@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use super::ids::FrontendKey;
 use super::issue::{Issue, Severity};
-use super::node::NodeFacts;
-use crate::model::{Family, Key, PortId, ServicePort, ServiceSpec};
-use crate::store::Snapshot;
+use crate::model::{Family, Key, ObjectName, PortId, ServicePort, ServiceSpec};
 
 /// What kind of frontend it is; the order is that of the tables' precedence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,82 +39,150 @@ impl Expanded<'_> {
     }
 }
 
-/// All service ports, and the ClusterIPs that are active (B91, B95).
-#[derive(Debug, Default)]
-pub struct Expansion<'a> {
-    /// Service ports in the order of their names.
-    pub ports: Vec<Expanded<'a>>,
-    /// Active ClusterIPs.
-    pub active: BTreeSet<IpAddr>,
-}
-
-/// Expands all Services.
+/// The service ports of a Service.
 ///
-/// Pure. A frontend that two service ports claim goes to a ClusterIP first (an externalIP must not take another
-/// Service's traffic), then to the first by namespace and name (B12 leaves it open); the other gets an issue.
+/// Pure. A frontend that two service ports claim goes to whom [`Claims`] says; the other gets an issue.
 #[must_use]
-pub fn expand<'a>(snapshot: &'a Snapshot, node: &NodeFacts<'_>, issues: &mut Vec<Issue>) -> Expansion<'a> {
-    let mut out = Expansion::default();
-    let mut owner: BTreeMap<FrontendKey, usize> = BTreeMap::new();
-    for service in snapshot.services.values().filter(|s| s.ignored.is_none()) {
-        note_owned(service, node, issues);
-        let mut seen = BTreeSet::new();
-        for port in &service.ports {
-            let id = service.port_id(port);
-            if seen.insert(id.clone()) {
-                out.ports.push(Expanded { service, id, frontends: BTreeMap::new() });
-            } else {
-                issues.push(duplicate_port(service, port));
-            }
+pub fn expand<'a>(
+    service: &'a ServiceSpec,
+    owned: &BTreeSet<IpAddr>,
+    claims: &Claims,
+    issues: &mut Vec<Issue>,
+) -> Vec<Expanded<'a>> {
+    let mut found = Vec::new();
+    note_owned(service, owned, issues);
+    let mut seen = BTreeSet::new();
+    for (index, port) in service.ports.iter().enumerate() {
+        let id = service.port_id(port);
+        if !seen.insert(id.clone()) {
+            issues.push(duplicate_port(service, port));
+            continue;
         }
-        out.active.extend(service.cluster_ips.iter().filter(|a| !node.owned.contains(a)));
-    }
-    for kind in [internal as Claims, external as Claims] {
-        for index in 0..out.ports.len() {
-            let Some(entry) = out.ports.get(index) else { continue };
-            let wanted = claims(entry, node, kind);
-            for (key, frontend) in wanted {
-                match owner.get(&key) {
-                    Some(other) if *other != index => {
-                        let other = out.ports.get(*other).map(|o| o.id.to_string()).unwrap_or_default();
-                        let Some(entry) = out.ports.get(index) else { continue };
-                        issues.push(conflict(entry, &key, &other));
-                    }
-                    _ => {
-                        owner.insert(key, index);
-                        let Some(entry) = out.ports.get_mut(index) else { continue };
-                        let held = entry.frontends.entry(key).or_insert(frontend);
-                        // An address that is both an externalIP and a VIP: the filter holds.
-                        if frontend == (FrontendKind::External { filtered: true }) {
-                            *held = frontend;
-                        }
+        let mut entry = Expanded { service, id, frontends: BTreeMap::new() };
+        for (_, key, frontend) in claimed_by(service, port, owned) {
+            match claims.winner(&key) {
+                Some(winner) if !winner.is(service, index) => {
+                    issues.push(conflict(&entry, &key, &winner.id()))
+                }
+                _ => {
+                    let held = entry.frontends.entry(key).or_insert(frontend);
+                    // An address that is both an externalIP and a VIP: the filter holds.
+                    if frontend == (FrontendKind::External { filtered: true }) {
+                        *held = frontend;
                     }
                 }
             }
         }
+        found.push(entry);
     }
-    out
+    found
 }
 
-/// A frontend that a service port asks for.
-type Claim = (FrontendKey, FrontendKind);
-type Claims = fn(&ServiceSpec, &ServicePort, Family) -> Vec<Claim>;
+/// The ClusterIPs of a Service that are active (B91, B95).
+pub fn active<'a>(
+    service: &'a ServiceSpec,
+    owned: &'a BTreeSet<IpAddr>,
+) -> impl Iterator<Item = IpAddr> + 'a {
+    service.cluster_ips.iter().filter(|a| !owned.contains(a)).copied()
+}
 
-fn claims(entry: &Expanded<'_>, node: &NodeFacts<'_>, of: Claims) -> Vec<Claim> {
-    let port = entry.service.ports.iter().find(|p| entry.service.port_id(p) == entry.id);
+/// A frontend that a service port asks for, and how strong its claim is.
+type Claim = (Strength, FrontendKey, FrontendKind);
+
+/// What comes first, counts: an externalIP must not take another Service's traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Strength {
+    /// Of a ClusterIP.
+    Internal,
+    /// Of all other addresses.
+    External,
+}
+
+/// A service port that claims a frontend.
+#[derive(Clone, Debug)]
+struct Claimant {
+    strength: Strength,
+    service: Arc<ServiceSpec>,
+    /// Which of its ports.
+    port: usize,
+}
+
+impl Claimant {
+    fn is(&self, service: &ServiceSpec, port: usize) -> bool {
+        self.service.name == service.name && self.port == port
+    }
+
+    fn order(&self) -> (Strength, &ObjectName, usize) {
+        (self.strength, &self.service.name, self.port)
+    }
+
+    fn id(&self) -> String {
+        self.service.ports.get(self.port).map(|p| self.service.port_id(p).to_string()).unwrap_or_default()
+    }
+}
+
+/// Who claims which frontend, over all Services: a ClusterIP's claim counts first, then the first's by namespace and name
+/// (B12 leaves it open).
+#[derive(Debug, Default)]
+pub struct Claims(BTreeMap<FrontendKey, Vec<Claimant>>);
+
+impl Claims {
+    /// Adds what a Service claims; the answer is that.
+    pub fn add(&mut self, service: &Arc<ServiceSpec>, owned: &BTreeSet<IpAddr>) -> Vec<FrontendKey> {
+        let mut keys = Vec::new();
+        let mut seen = BTreeSet::new();
+        for (port, spec) in service.ports.iter().enumerate() {
+            if !seen.insert((&spec.name, spec.protocol)) {
+                continue;
+            }
+            for (strength, key, _) in claimed_by(service, spec, owned) {
+                let claimants = self.0.entry(key).or_default();
+                let new = Claimant { strength, service: Arc::clone(service), port };
+                let at = claimants.partition_point(|c| c.order() < new.order());
+                claimants.insert(at, new);
+                keys.push(key);
+            }
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+
+    /// Takes away what a Service claims: these keys, by the answer of [`Claims::add`].
+    pub fn remove(&mut self, service: &ObjectName, keys: &[FrontendKey]) {
+        for key in keys {
+            if let Some(claimants) = self.0.get_mut(key) {
+                claimants.retain(|c| c.service.name != *service);
+                if claimants.is_empty() {
+                    self.0.remove(key);
+                }
+            }
+        }
+    }
+
+    /// All Services that claim one of these.
+    pub fn claimants<'a>(&'a self, keys: &'a [FrontendKey]) -> impl Iterator<Item = &'a ObjectName> + 'a {
+        keys.iter().filter_map(|key| self.0.get(key)).flatten().map(|c| &c.service.name)
+    }
+
+    fn winner(&self, key: &FrontendKey) -> Option<&Claimant> {
+        self.0.get(key)?.first()
+    }
+}
+
+fn claimed_by(service: &ServiceSpec, port: &ServicePort, owned: &BTreeSet<IpAddr>) -> Vec<Claim> {
     // B15: nothing exists in a family without a ClusterIP of that family.
-    let families = Family::ALL.into_iter().filter(|f| entry.service.cluster_ip(*f).is_some());
-    let all = families.flat_map(|f| port.map(|p| of(entry.service, p, f)).unwrap_or_default());
-    all.filter(|(key, kind)| *kind != FrontendKind::ClusterIp || !node.owned.contains(&key.address)).collect()
+    let families = || Family::ALL.into_iter().filter(|f| service.cluster_ip(*f).is_some());
+    let inside = families()
+        .filter_map(|f| internal(service, port, f))
+        .filter(|(_, key, _)| !owned.contains(&key.address));
+    inside.chain(families().flat_map(|f| external(service, port, f))).collect()
 }
 
 /// B30.
-fn internal(service: &ServiceSpec, port: &ServicePort, family: Family) -> Vec<Claim> {
-    service
-        .cluster_ip(family)
-        .map(|a| (key(a, port.port, port), FrontendKind::ClusterIp))
-        .into_iter()
-        .collect()
+fn internal(service: &ServiceSpec, port: &ServicePort, family: Family) -> Option<Claim> {
+    let address = service.cluster_ip(family)?;
+    Some((Strength::Internal, key(address, port.port, port), FrontendKind::ClusterIp))
 }
 
 /// B31-B34, B97.
@@ -123,16 +190,17 @@ fn external(service: &ServiceSpec, port: &ServicePort, family: Family) -> Vec<Cl
     let in_family = |a: &&IpAddr| Family::of(**a) == family;
     let open = FrontendKind::External { filtered: false };
     let filtered = service.source_ranges.iter().any(|n| Family::of_net(n) == family);
-    let mut found = Vec::new();
-    found.extend(service.external_ips.iter().filter(in_family).map(|a| (key(*a, port.port, port), open)));
     let vip = FrontendKind::External { filtered };
-    found.extend(service.vips.iter().filter(in_family).map(|a| (key(*a, port.port, port), vip)));
+    let claim = |address, number, kind| (Strength::External, key(address, number, port), kind);
+    let mut found = Vec::new();
+    found.extend(service.external_ips.iter().filter(in_family).map(|a| claim(*a, port.port, open)));
+    found.extend(service.vips.iter().filter(in_family).map(|a| claim(*a, port.port, vip)));
     if port.node_port != 0 {
         let any = match family {
             Family::V4 => IpAddr::from(Ipv4Addr::UNSPECIFIED),
             Family::V6 => IpAddr::from(Ipv6Addr::UNSPECIFIED),
         };
-        found.push((key(any, port.node_port, port), open));
+        found.push(claim(any, port.node_port, open));
     }
     found
 }
@@ -142,8 +210,8 @@ fn key(address: IpAddr, number: u16, port: &ServicePort) -> FrontendKey {
 }
 
 /// DESIGN section 5.8: the host keeps what it owns.
-fn note_owned(service: &ServiceSpec, node: &NodeFacts<'_>, issues: &mut Vec<Issue>) {
-    for address in service.cluster_ips.iter().filter(|a| node.owned.contains(a)) {
+fn note_owned(service: &ServiceSpec, owned: &BTreeSet<IpAddr>, issues: &mut Vec<Issue>) {
+    for address in service.cluster_ips.iter().filter(|a| owned.contains(a)) {
         issues.push(Issue::new(
             Severity::Note,
             Key::Service(service.name.clone()),

@@ -13,10 +13,11 @@ fn b12_of_two_services_with_one_external_ip_the_first_by_name_wins() {
         for name in order {
             world.service(with(name, if name == "a" { "10.200.0.1" } else { "10.200.0.2" }));
         }
-        let (snapshot, mut issues) = (world.store.snapshot(), Vec::new());
-        let node = NodeFacts::new(&snapshot, &world.net, &world.settings);
-        let found = expand(&snapshot, &node, &mut issues);
-        let counts: Vec<usize> = found.ports.iter().map(|p| p.frontends.len()).collect();
+        let (owned, mut claims, mut issues) = (BTreeSet::new(), Claims::default(), Vec::new());
+        let services: Vec<_> = world.store.snapshot().services.values().cloned().collect();
+        services.iter().rev().for_each(|service| _ = claims.add(service, &owned));
+        let found = services.iter().flat_map(|service| expand(service, &owned, &claims, &mut issues));
+        let counts: Vec<usize> = found.map(|p| p.frontends.len()).collect();
         assert_eq!(counts, [2, 1]);
         assert_eq!(issues.iter().map(|i| i.object.as_str()).collect::<Vec<_>>(), ["Service shop/b"]);
     }

@@ -6,7 +6,8 @@
 
 use std::collections::btree_map::Entry as MapEntry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::pool::Pool;
@@ -14,7 +15,7 @@ use super::roles::Roles;
 use super::slots::SlotTable;
 use crate::desired::Desired;
 use crate::model::settings::Limits;
-use crate::model::{Family, PortId};
+use crate::model::{Family, ObjectName, PortId, Protocol};
 
 /// What a packet is addressed to; the address is unspecified for a NodePort.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,14 +49,36 @@ struct Backends {
     pool: Pool,
     held: BTreeMap<(u32, IpAddr, u16), Entry<u32>>,
     generations: BTreeMap<u32, u32>,
+    /// Ids whose generation changed.
+    moved: BTreeSet<u32>,
 }
 
 impl Backends {
     fn leave(&mut self, id: u32) {
         let generation = self.generations.entry(id).or_default();
         *generation = generation.wrapping_add(1);
+        self.moved.insert(id);
         self.pool.give_back(id);
     }
+
+    /// Gives back what was not asked for since it was recalled: of these service ports, `None` = of all.
+    fn sweep(&mut self, services: Option<&[u32]>) {
+        let gone: Vec<u32> = match services {
+            None => self.held.extract_if(.., |_, e| !e.wanted).map(|(_, e)| e.value).collect(),
+            Some(services) => services
+                .iter()
+                .flat_map(|id| self.held.extract_if(endpoints(*id), |_, e| !e.wanted).collect::<Vec<_>>())
+                .map(|(_, e)| e.value)
+                .collect(),
+        };
+        gone.into_iter().for_each(|id| self.leave(id));
+    }
+}
+
+/// The keys of all endpoints of a service port.
+fn endpoints(service: u32) -> RangeInclusive<(u32, IpAddr, u16)> {
+    let (first, last) = (Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::from_bits(u128::MAX).into());
+    (service, first, 0)..=(service, last, u16::MAX)
 }
 
 /// Everything that `plan` remembers.
@@ -70,6 +93,8 @@ pub struct IdTable {
     unclaimed: BTreeMap<FrontendKey, ServiceId>,
     /// Ids of `unclaimed` that a service port has claimed by now.
     claimed: BTreeSet<u32>,
+    /// Service ports, with their ids, that this plan asks for anew; `None` = all.
+    recalled: Option<Vec<(PortId, u32)>>,
     backends4: Backends,
     backends6: Backends,
     /// Ranges of `LB_SLOTS`.
@@ -90,6 +115,7 @@ impl IdTable {
             pool: Pool::new(limits.backends),
             held: BTreeMap::new(),
             generations: BTreeMap::new(),
+            moved: BTreeSet::new(),
         };
         Self {
             seed,
@@ -98,6 +124,7 @@ impl IdTable {
             service_generations: BTreeMap::new(),
             unclaimed: BTreeMap::new(),
             claimed: BTreeSet::new(),
+            recalled: None,
             backends4: backends(),
             backends6: backends(),
             slots: SlotTable::new(limits.slots),
@@ -145,9 +172,34 @@ impl IdTable {
         self.backends4.pool.age(now);
         self.backends6.pool.age(now);
         self.slots.age(now);
+        self.recalled = Some(Vec::new());
+    }
+
+    /// This plan asks anew for everything.
+    pub(super) fn recall_all(&mut self) {
         self.services.values_mut().for_each(|e| e.wanted = false);
         self.backends4.held.values_mut().for_each(|e| e.wanted = false);
         self.backends6.held.values_mut().for_each(|e| e.wanted = false);
+        self.slots.recall_all();
+        self.roles.recall_all();
+        self.recalled = None;
+    }
+
+    /// This plan asks anew for whatever a Service has.
+    pub(super) fn recall(&mut self, service: &ObjectName) {
+        let first = PortId { service: service.clone(), port: String::new(), protocol: Protocol::Tcp };
+        let held = self.services.range_mut(first..).take_while(|(port, _)| port.service == *service);
+        for (port, entry) in held {
+            entry.wanted = false;
+            let id = entry.value.id;
+            for backends in [&mut self.backends4, &mut self.backends6] {
+                backends.held.range_mut(endpoints(id)).for_each(|(_, e)| e.wanted = false);
+            }
+            self.slots.recall(id);
+            if let Some(recalled) = &mut self.recalled {
+                recalled.push((port.clone(), id));
+            }
+        }
     }
 
     /// The id of a service port; one that the kernel knows by any of `frontends` keeps its id. `None` = all in use.
@@ -185,14 +237,23 @@ impl IdTable {
         }
         let id = backends.pool.take()?;
         backends.generations.entry(id).and_modify(|g| *g = g.wrapping_add(1)).or_insert(seed);
+        backends.moved.insert(id);
         backends.held.insert((service, address, port), Entry { value: id, wanted: true });
         Some(id)
     }
 
-    /// Ends a plan: whatever was not asked for since [`IdTable::begin`] is given back.
-    pub(super) fn finish(&mut self) {
-        let gone: Vec<ServiceId> =
-            self.services.extract_if(.., |_, e| !e.wanted).map(|(_, e)| e.value).collect();
+    /// Ends a plan: whatever was recalled since [`IdTable::begin`] and not asked for is given back.
+    pub(super) fn finish(&mut self, now: Duration) {
+        let recalled = self.recalled.take();
+        let gone: Vec<ServiceId> = match &recalled {
+            None => self.services.extract_if(.., |_, e| !e.wanted).map(|(_, e)| e.value).collect(),
+            Some(recalled) => {
+                let left =
+                    recalled.iter().filter(|(port, _)| self.services.get(port).is_some_and(|e| !e.wanted));
+                let left: Vec<PortId> = left.map(|(port, _)| port.clone()).collect();
+                left.iter().filter_map(|port| self.services.remove(port)).map(|e| e.value).collect()
+            }
+        };
         let restored = std::mem::take(&mut self.unclaimed);
         let claimed = std::mem::take(&mut self.claimed);
         let unclaimed: BTreeMap<u32, ServiceId> =
@@ -201,12 +262,14 @@ impl IdTable {
             self.service_generations.insert(service.id, service.generation);
             self.service_pool.give_back(service.id);
         }
-        for backends in [&mut self.backends4, &mut self.backends6] {
-            let left: Vec<u32> =
-                backends.held.extract_if(.., |_, e| !e.wanted).map(|(_, e)| e.value).collect();
-            left.into_iter().for_each(|id| backends.leave(id));
+        let recalled: Option<Vec<u32>> = recalled.map(|list| list.into_iter().map(|(_, id)| id).collect());
+        self.backends4.sweep(recalled.as_deref());
+        self.backends6.sweep(recalled.as_deref());
+        match recalled {
+            None => self.slots.sweep(),
+            Some(ids) => ids.into_iter().for_each(|id| self.slots.sweep_of(id)),
         }
-        self.slots.sweep();
+        self.roles.finish(now);
     }
 
     /// The tables of the last plan are in the kernel: what they no longer name begins its quarantine.
@@ -223,6 +286,11 @@ impl IdTable {
             Family::V4 => &self.backends4.generations,
             Family::V6 => &self.backends6.generations,
         }
+    }
+
+    /// Ids whose generation changed since the last call.
+    pub(super) fn take_moved(&mut self, family: Family) -> BTreeSet<u32> {
+        std::mem::take(&mut self.backends(family).moved)
     }
 
     fn backends(&mut self, family: Family) -> &mut Backends {

@@ -1,7 +1,6 @@
 use crate::desired::Desired;
 use crate::fixture::{World, edge, endpoint, service, slice};
 use crate::model::{Key, ObjectName};
-use crate::plan::ids::IdTable;
 use crate::plan::pool::QUARANTINE;
 
 fn world() -> World {
@@ -112,8 +111,7 @@ fn nothing_is_reused_while_applies_fail() {
 fn restored_ids_that_nobody_claims_are_given_back_with_a_new_generation() {
     let before = world().after(0);
     let mut world = World::new();
-    world.ids = IdTable::new(&world.settings.limits, 5);
-    world.ids.restore(&before);
+    world.restart(5, &before);
     let after = world.after(0);
     assert!(
         after.backends4.is_empty() && after.services4.is_empty(),
@@ -131,8 +129,7 @@ fn restored_ids_that_nobody_claims_are_given_back_with_a_new_generation() {
 fn a_restored_service_port_keeps_its_id_when_one_frontend_changed_meanwhile() {
     let before = world().after(0);
     let mut world = world();
-    world.ids = IdTable::new(&world.settings.limits, 5);
-    world.ids.restore(&before);
+    world.restart(5, &before);
     world.service(crate::model::ServiceSpec { vips: Vec::new(), external_ips: Vec::new(), ..edge() });
     let after = world.after(0);
     assert_eq!(after.backends4, before.backends4);
@@ -148,8 +145,7 @@ fn nonsense_in_the_kernel_is_survived() {
     let row = *broken.backends4.values().next().unwrap();
     broken.backends4.insert(u32::MAX, row);
     broken.backends4.insert(60_000, row);
-    world.ids = IdTable::new(&world.settings.limits, 5);
-    world.ids.restore(&broken);
+    world.restart(5, &broken);
     let tables = world.after(0);
     assert_eq!(tables.backends4.values().filter(|b| b.addr == row.addr).count(), 1);
     assert!(tables.slots.iter().all(|(slot, _)| slot < world.settings.limits.slots));

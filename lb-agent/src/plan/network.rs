@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use lb_common::abi::{
     CFG_CIDR4, CFG_CIDR6, CFG_DETECT_CIDR4, CFG_DETECT_CIDR6, CFG_DETECT_IF, CFG_FAST, CFG_FAST_FLOWS,
     CFG_MASQ_LOCAL, CFG_REJECT_UNKNOWN, CFG_SOURCE_RULES, IF_DETECT, IF_L3, IF_POD, Iface, LbConfig,
-    NODE_HOST_NODEPORT, NODE_LOCAL, NODE_NODEPORT, PortRange,
+    NODE_HOST_NODEPORT, NODE_LOCAL, NODE_NODEPORT, PortRange, SvcKey4, SvcKey6,
 };
 
 use super::encode::{self, Full};
@@ -88,17 +88,17 @@ pub fn add_addresses(
     }
 }
 
-/// The configuration value; call it last, it looks at the frontends.
+/// The configuration value, and the service CIDRs; `node_ports` are those of all frontends.
 pub fn configure(
     snapshot: &Snapshot,
     net: &NodeNet,
     node: &NodeFacts<'_>,
     settings: &Settings,
+    node_ports: &BTreeSet<u16>,
     tables: &mut Desired,
     issues: &mut Vec<Issue>,
 ) {
-    let node_ports = node_ports(tables);
-    let pool = snat_pool(net, &node_ports);
+    let pool = snat_pool(net, node_ports);
     if pool.total == 0 {
         issues.push(Issue::new(
             Severity::Error,
@@ -219,10 +219,15 @@ fn cover(nets: &BTreeSet<IpNet>, family: Family) -> Option<IpNet> {
     })
 }
 
-fn node_ports(tables: &Desired) -> BTreeSet<u16> {
-    let four = tables.services4.keys().filter(|k| k.addr == [0; 4]).map(|k| u16::from_be_bytes(k.port));
-    let six = tables.services6.keys().filter(|k| k.addr == [0; 16]).map(|k| u16::from_be_bytes(k.port));
-    four.chain(six).collect()
+/// The NodePorts among the frontends: only those are looked at.
+#[must_use]
+pub fn node_ports(tables: &Desired) -> BTreeSet<u16> {
+    let (four, six) = (SvcKey4::default(), SvcKey6::default());
+    let four =
+        tables.services4.range(four..).map(|(k, _)| k).take_while(|k| k.addr == four.addr).map(|k| k.port);
+    let six =
+        tables.services6.range(six..).map(|(k, _)| k).take_while(|k| k.addr == six.addr).map(|k| k.port);
+    four.chain(six).map(u16::from_be_bytes).collect()
 }
 
 /// Adds the namespaces whose sockets are translated (invariant I4).

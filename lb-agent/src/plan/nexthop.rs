@@ -4,15 +4,19 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use lb_common::abi::{BE_LOCAL, NH_POD, NH_PORT, NextHop, neighbour_row, port_row};
+use lb_common::abi::{NH_POD, NH_PORT, NextHop, neighbour_row, port_row};
 use lb_common::family::Ip6;
 
 use crate::desired::Desired;
 use crate::links::{Attachment, NodeNet};
 
-/// Adds the rows, and tells local backends theirs. A row that two neighbours would share stays empty: flows by way of
-/// either are TC's.
-pub(super) fn add(net: &NodeNet, attachments: &BTreeMap<u32, Attachment>, tables: &mut Desired) {
+/// Adds the rows; the answer is those by which pods of this node are reached past the stack. A row that two neighbours
+/// would share stays empty: flows by way of either are TC's.
+pub(super) fn add(
+    net: &NodeNet,
+    attachments: &BTreeMap<u32, Attachment>,
+    tables: &mut Desired,
+) -> BTreeMap<IpAddr, u32> {
     let mut ports = BTreeMap::new();
     for (index, link) in &net.links {
         if attachments.get(index).is_some_and(|attachment| attachment.xdp) && link.up {
@@ -35,22 +39,8 @@ pub(super) fn add(net: &NodeNet, attachments: &BTreeMap<u32, Attachment>, tables
         rows.entry(neighbour_row(*index, &wide(*address))).and_modify(|row| *row = None).or_insert(Some(hop));
     }
     tables.nexthops.extend(rows.into_iter().filter_map(|(row, hop)| Some((row, hop?))));
-    let pods: BTreeMap<IpAddr, u32> = net
-        .pods
-        .keys()
-        .map(|(index, address)| (*address, neighbour_row(*index, &wide(*address))))
-        .filter(|(_, row)| tables.nexthops.contains_key(row))
-        .collect();
-    if pods.is_empty() {
-        return;
-    }
-    let row = |address: IpAddr, flags| if flags & BE_LOCAL == 0 { None } else { pods.get(&address).copied() };
-    for backend in tables.backends4.values_mut() {
-        backend.nexthop = row(backend.addr.into(), backend.flags).unwrap_or(backend.nexthop);
-    }
-    for backend in tables.backends6.values_mut() {
-        backend.nexthop = row(backend.addr.into(), backend.flags).unwrap_or(backend.nexthop);
-    }
+    let pods = net.pods.keys().map(|(index, address)| (*address, neighbour_row(*index, &wide(*address))));
+    pods.filter(|(_, row)| tables.nexthops.contains_key(row)).collect()
 }
 
 /// The address in the first bytes of sixteen.

@@ -11,12 +11,12 @@ use super::issue::{Issue, Severity};
 use super::node::NodeFacts;
 use crate::desired::Desired;
 use crate::model::settings::{Dsr, Settings};
-use crate::model::{Family, Forwarding, Key, NodeSpec};
+use crate::model::{Family, Forwarding, Key, NodeSpec, ServiceSpec};
 use crate::peers::Answers;
 use crate::store::Snapshot;
 
 /// Rows of the nodes to which packets may be sent.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peers(BTreeMap<String, u32>);
 
 impl Peers {
@@ -27,7 +27,7 @@ impl Peers {
     }
 }
 
-/// Adds the rows. Without `--dsr` there are none, and a Service that asks for it gets an issue.
+/// Adds the rows; without `--dsr` there are none.
 pub(super) fn add(
     snapshot: &Snapshot,
     node: &NodeFacts<'_>,
@@ -39,7 +39,6 @@ pub(super) fn add(
 ) -> Peers {
     if settings.dsr == Dsr::Off {
         ids.peers.clear();
-        issues.extend(unheard(snapshot));
         return Peers::default();
     }
     let own = Family::ALL.map(|family| node.primary(family));
@@ -82,9 +81,10 @@ fn row([four, six]: [Option<IpAddr>; 2], dsr: Dsr) -> Peer {
     row
 }
 
-fn unheard(snapshot: &Snapshot) -> impl Iterator<Item = Issue> {
-    let asking = snapshot.services.values().filter(|s| s.forwarding == Some(Forwarding::Dsr));
-    asking.map(|service| {
+/// What is wrong with a Service that asks for DSR, where the agent does not do it.
+pub(super) fn unheard(service: &ServiceSpec, settings: &Settings) -> Option<Issue> {
+    let asks = settings.dsr == Dsr::Off && service.forwarding == Some(Forwarding::Dsr);
+    asks.then(|| {
         Issue::new(
             Severity::Warning,
             Key::Service(service.name.clone()),

@@ -2,9 +2,9 @@
 //!
 //! **Invariants:** a range is never rewritten while the kernel may read it: a changed set gets a new range, and the
 //! old one keeps its content until its quarantine ends. An unchanged set keeps its range, and its Maglev table is not
-//! made again.
+//! made again. A plan that looks at some service ports only costs nothing for the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +46,10 @@ pub struct SlotTable {
     quarantine: Quarantine<Held>,
     /// Start and length of everything that is free.
     free: BTreeMap<u32, u32>,
+    /// What `LB_SLOTS` must hold: ranges in use, and those in quarantine as they were.
+    rows: Slots,
+    /// First slots of ranges that came to, or went from, `rows`.
+    changed: BTreeSet<u32>,
 }
 
 impl SlotTable {
@@ -53,7 +57,14 @@ impl SlotTable {
     #[must_use]
     pub fn new(capacity: u32) -> Self {
         let free = BTreeMap::from([(0, capacity)]);
-        Self { capacity, held: BTreeMap::new(), quarantine: Quarantine::default(), free }
+        Self {
+            capacity,
+            held: BTreeMap::new(),
+            quarantine: Quarantine::default(),
+            free,
+            rows: Slots::default(),
+            changed: BTreeSet::new(),
+        }
     }
 
     /// Takes over a range that was read back; one that is not wholly free is ignored, and its set gets a new one.
@@ -67,20 +78,34 @@ impl SlotTable {
         self.free.remove(&at);
         self.release(at, start - at);
         self.release(end, free_end - end);
-        self.held.entry((service, family)).or_default().push(Held {
-            start,
-            ids: ids.into(),
-            made_from: None,
-            wanted: false,
-        });
+        self.hold((service, family), Held { start, ids: ids.into(), made_from: None, wanted: false });
+    }
+
+    fn hold(&mut self, of: (u32, Family), held: Held) {
+        self.rows.put(held.start, Arc::clone(&held.ids));
+        self.changed.insert(held.start);
+        self.held.entry(of).or_default().push(held);
     }
 
     /// Frees what has waited long enough; the start of a plan.
     pub fn age(&mut self, now: Duration) {
         for held in self.quarantine.free(now) {
+            self.rows.remove(held.start);
+            self.changed.insert(held.start);
             self.release(held.start, length(&held.ids));
         }
+    }
+
+    /// Asks anew for all ranges: those that [`SlotTable::sweep`] finds not asked for go.
+    pub fn recall_all(&mut self) {
         self.held.values_mut().flatten().for_each(|h| h.wanted = false);
+    }
+
+    /// Asks anew for the ranges of a service port; see [`SlotTable::sweep_of`].
+    pub fn recall(&mut self, service: u32) {
+        for family in Family::ALL {
+            self.held.get_mut(&(service, family)).into_iter().flatten().for_each(|h| h.wanted = false);
+        }
     }
 
     /// The range that holds exactly `ids`; `None` = no room.
@@ -128,11 +153,11 @@ impl SlotTable {
         if size > len {
             self.free.insert(at + len, size - len);
         }
-        held.push(Held { start: at, ids: ids.into(), made_from, wanted: true });
+        self.hold((service, family), Held { start: at, ids: ids.into(), made_from, wanted: true });
         Some(Range { start: at, len })
     }
 
-    /// Puts every range aside that no set asked for since [`SlotTable::age`]; the end of a plan.
+    /// Puts every range aside that no set asked for since [`SlotTable::recall_all`]; the end of a plan.
     pub fn sweep(&mut self) {
         for ranges in self.held.values_mut() {
             for held in ranges.extract_if(.., |h| !h.wanted) {
@@ -142,6 +167,19 @@ impl SlotTable {
         self.held.retain(|_, ranges| !ranges.is_empty());
     }
 
+    /// The same for a service port since [`SlotTable::recall`].
+    pub fn sweep_of(&mut self, service: u32) {
+        for family in Family::ALL {
+            let Some(ranges) = self.held.get_mut(&(service, family)) else { continue };
+            for held in ranges.extract_if(.., |h| !h.wanted) {
+                self.quarantine.put(held);
+            }
+            if ranges.is_empty() {
+                self.held.remove(&(service, family));
+            }
+        }
+    }
+
     /// The tables of the last plan are in the kernel.
     pub fn applied(&mut self, now: Duration) {
         self.quarantine.applied(now);
@@ -149,12 +187,13 @@ impl SlotTable {
 
     /// What `LB_SLOTS` must hold: ranges in use, and those in quarantine as they were.
     #[must_use]
-    pub fn rows(&self) -> Slots {
-        let mut slots = Slots::default();
-        for held in self.held.values().flatten().chain(self.quarantine.iter()) {
-            slots.put(held.start, held.ids.clone());
-        }
-        slots
+    pub fn rows(&self) -> &Slots {
+        &self.rows
+    }
+
+    /// First slots of the ranges of [`SlotTable::rows`] that came or went since the last call.
+    pub fn take_changed(&mut self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.changed)
     }
 
     fn release(&mut self, start: u32, len: u32) {
@@ -196,6 +235,7 @@ mod tests {
         assert_eq!(slots.range(1, V4, &[5, 6]), first);
         slots.sweep();
         slots.age(at(1));
+        slots.recall_all();
         assert_eq!(slots.range(1, V4, &[5, 6]), first);
     }
 
@@ -207,15 +247,16 @@ mod tests {
         slots.sweep();
         slots.applied(at(0));
         slots.age(at(10));
+        slots.recall(1);
         assert_eq!(slots.range(1, V4, &[5]), Some(Range { start: 2, len: 1 }));
-        slots.sweep();
-        assert_eq!(slots.rows(), Slots::from_iter([(0, 5), (1, 6), (2, 5)]));
+        slots.sweep_of(1);
+        assert_eq!(*slots.rows(), Slots::from_iter([(0, 5), (1, 6), (2, 5)]));
         slots.age(at(100));
         assert_eq!(slots.rows().len(), 3, "not applied yet");
         slots.applied(at(100));
         slots.range(1, V4, &[5]);
         slots.age(at(102));
-        assert_eq!(slots.rows(), Slots::from_iter([(2, 5)]));
+        assert_eq!(*slots.rows(), Slots::from_iter([(2, 5)]));
         assert_eq!(slots.range(2, V4, &[9]), Some(Range { start: 0, len: 1 }), "reused");
     }
 
@@ -226,7 +267,7 @@ mod tests {
         assert!(slots.range(1, V4, &[1, 2]).is_some());
         assert!(slots.range(2, V4, &[3, 4]).is_some());
         assert_eq!(slots.range(3, V4, &[5]), None);
-        slots.age(at(0));
+        slots.recall_all();
         slots.sweep();
         slots.applied(at(0));
         slots.age(at(2));

@@ -19,20 +19,24 @@ use tracing::{info, warn};
 
 use super::diag::{Connected, Sockets};
 use crate::apply::raw::Raw;
-use crate::desired::Desired;
+use crate::desired::{Changes, Desired};
 use crate::sys::bpf::RawMap;
 
 /// Seconds between two looks for entries of closed sockets.
 const TIDY: u32 = 16;
 
-/// Whether a generation of some backend differs between two states of the tables.
+/// Whether a generation of some backend differs between two states of the tables, of which no rows but those of `changes` do.
 #[must_use]
-pub fn moves(actual: &Desired, desired: &Desired) -> bool {
-    let differs = |old: &BTreeMap<u32, u32>, new: &BTreeMap<u32, u32>| {
-        old.iter().any(|(id, generation)| new.get(id) != Some(generation))
-    };
-    differs(&actual.generations4, &desired.generations4)
-        || differs(&actual.generations6, &desired.generations6)
+pub fn moves(actual: &Desired, desired: &Desired, changes: &Changes) -> bool {
+    fn differs(old: &BTreeMap<u32, u32>, new: &BTreeMap<u32, u32>, rows: Option<&BTreeSet<u32>>) -> bool {
+        match rows {
+            None => old.iter().any(|(id, generation)| new.get(id) != Some(generation)),
+            Some(rows) => rows.iter().any(|id| old.get(id).is_some_and(|was| new.get(id) != Some(was))),
+        }
+    }
+    let keys = changes.keys();
+    differs(&actual.generations4, &desired.generations4, keys.map(|k| &k.generations4))
+        || differs(&actual.generations6, &desired.generations6, keys.map(|k| &k.generations6))
 }
 
 /// Whether a socket's backend is gone: its generation is another one now.
@@ -166,6 +170,7 @@ impl Cutover {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::desired::Keys;
 
     fn tables(generations: &[(u32, u32)]) -> Desired {
         Desired { generations4: generations.iter().copied().collect(), ..Desired::default() }
@@ -174,9 +179,15 @@ mod tests {
     #[test]
     fn b105_b107_only_a_moved_generation_makes_a_socket_stale() {
         let (before, after) = (tables(&[(1, 5), (2, 5)]), tables(&[(1, 5), (2, 6), (3, 1)]));
-        assert!(moves(&before, &after) && !moves(&after, &after));
+        let all = Changes::All;
+        assert!(moves(&before, &after, &all) && !moves(&after, &after, &all));
+        let named =
+            |id| Changes::Some(Box::new(Keys { generations4: BTreeSet::from([id]), ..Keys::default() }));
+        let seen = [1, 2, 3].map(|id| moves(&before, &after, &named(id)));
+        assert_eq!(seen.iter().filter(|moves| **moves).count(), 1, "only the row that moved: {seen:?}");
         // an endpoint that comes takes nothing away
-        assert!(!moves(&before, &tables(&[(1, 5), (2, 5), (3, 1)])));
+        assert!(!moves(&before, &tables(&[(1, 5), (2, 5), (3, 1)]), &all));
+        assert!(!moves(&before, &tables(&[(1, 5), (2, 5), (3, 1)]), &named(3)));
         let socket = Connected::to("10.0.0.1:53".parse().unwrap());
         let stale = |backend, generation| is_stale(&socket, SkConnected { backend, generation }, &after);
         assert_eq!([stale(1, 5), stale(2, 5), stale(2, 6), stale(9, 1)], [false, true, false, true]);

@@ -13,10 +13,12 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-use lb_common::abi::{NODE_HOST_NODEPORT, NODE_NODEPORT, SVC_RANGES, SvcValue, capacity, names};
+use lb_common::abi::{
+    NODE_HOST_NODEPORT, NODE_NODEPORT, SVC_RANGES, SvcKey4, SvcKey6, SvcValue, capacity, names,
+};
 
 use super::netlink::{Netlink, REQUEST, attribute, find};
-use crate::desired::Desired;
+use crate::desired::{Changes, Desired, Keys};
 use crate::sys::bpf::RawMap;
 
 /// Answers that one [`Sources::refresh`] asks for again: some 5 us each.
@@ -28,15 +30,36 @@ const RTA_PREFSRC: u16 = 7;
 /// Bytes of `struct rtmsg`.
 const RTMSG: usize = 12;
 
-/// The frontends whose clients' addresses matter; a NodePort's are the addresses it answers on.
+/// The addresses of frontends whose clients' addresses matter; that of a NodePort is the unspecified one.
+///
+/// Pure. `of`: these addresses only; `None` = all.
+#[must_use]
+pub fn asking(desired: &Desired, of: Option<&BTreeSet<IpAddr>>) -> BTreeSet<IpAddr> {
+    let asks = |v: &SvcValue| v.affinity_s != 0 || v.flags & SVC_RANGES != 0;
+    let Some(some) = of else {
+        let four = desired.services4.iter().map(|(k, v)| (IpAddr::from(k.addr), v));
+        let six = desired.services6.iter().map(|(k, v)| (IpAddr::from(k.addr), v));
+        return four.chain(six).filter(|(_, v)| asks(v)).map(|(a, _)| a).collect();
+    };
+    let any = |address: &IpAddr| match address {
+        IpAddr::V4(a) => {
+            let first = SvcKey4 { addr: a.octets(), ..SvcKey4::default() };
+            desired.services4.range(first..).take_while(|(k, _)| k.addr == first.addr).any(|(_, v)| asks(v))
+        }
+        IpAddr::V6(a) => {
+            let first = SvcKey6 { addr: a.octets(), ..SvcKey6::default() };
+            desired.services6.range(first..).take_while(|(k, _)| k.addr == first.addr).any(|(_, v)| asks(v))
+        }
+    };
+    some.iter().copied().filter(any).collect()
+}
+
+/// The addresses whose sources are wanted where these ask: a NodePort's are those it answers on.
 ///
 /// Pure. At most as many of a family as the table takes.
 #[must_use]
-pub fn wanted(desired: &Desired) -> BTreeSet<IpAddr> {
-    let asks = |v: &SvcValue| v.affinity_s != 0 || v.flags & SVC_RANGES != 0;
-    let four = desired.services4.iter().map(|(k, v)| (IpAddr::from(k.addr), v));
-    let six = desired.services6.iter().map(|(k, v)| (IpAddr::from(k.addr), v));
-    let mut found: BTreeSet<IpAddr> = four.chain(six).filter(|(_, v)| asks(v)).map(|(a, _)| a).collect();
+pub fn wanted(asking: &BTreeSet<IpAddr>, desired: &Desired) -> BTreeSet<IpAddr> {
+    let mut found = asking.clone();
     let answers = |flags: u32| flags & (NODE_NODEPORT | NODE_HOST_NODEPORT) != 0;
     if found.remove(&Ipv4Addr::UNSPECIFIED.into()) {
         found.extend(desired.node4.iter().filter(|(_, f)| answers(**f)).map(|(a, _)| IpAddr::from(*a)));
@@ -53,6 +76,18 @@ pub fn wanted(desired: &Desired) -> BTreeSet<IpAddr> {
     found
 }
 
+/// What asks now, where `before` did and no rows but `keys` have changed; `None` = the same, on the same addresses.
+fn other_asking(before: &BTreeSet<IpAddr>, desired: &Desired, keys: &Keys) -> Option<BTreeSet<IpAddr>> {
+    let four = keys.services4.iter().map(|k| IpAddr::from(k.addr));
+    let touched: BTreeSet<IpAddr> = four.chain(keys.services6.iter().map(|k| IpAddr::from(k.addr))).collect();
+    let now = asking(desired, Some(&touched));
+    let same = touched.iter().all(|address| before.contains(address) == now.contains(address));
+    if same && keys.node4.is_empty() && keys.node6.is_empty() {
+        return None;
+    }
+    Some(before.difference(&touched).chain(&now).copied().collect())
+}
+
 /// The tables with what they hold; the only writer.
 #[derive(Debug)]
 pub struct Sources {
@@ -61,6 +96,8 @@ pub struct Sources {
     route: Netlink,
     held: BTreeMap<IpAddr, IpAddr>,
     wanted: BTreeSet<IpAddr>,
+    /// See [`asking`]; `None` = the tables may lack something of it.
+    asking: Option<BTreeSet<IpAddr>>,
     /// Where the next refresh goes on.
     next: Option<IpAddr>,
 }
@@ -80,20 +117,33 @@ impl Sources {
         let mut held = BTreeMap::new();
         read::<4>(&v4, |frontend, source| held.insert(frontend.into(), source.into()))?;
         read::<16>(&v6, |frontend, source| held.insert(frontend.into(), source.into()))?;
-        Ok(Sources { v4, v6, route, held, wanted: BTreeSet::new(), next: None })
+        Ok(Sources { v4, v6, route, held, wanted: BTreeSet::new(), asking: None, next: None })
     }
 
-    /// Makes the tables fit what is about to be applied: new frontends get their answer, others go.
+    /// Makes the tables fit what is about to be applied: new frontends get their answer, others go. `changes` names the rows
+    /// that may differ from those of the last call.
     ///
     /// # Errors
     /// The first that was met; the rest was tried.
-    pub fn follow(&mut self, desired: &Desired) -> io::Result<()> {
-        self.wanted = wanted(desired);
+    pub fn follow(&mut self, desired: &Desired, changes: &Changes) -> io::Result<()> {
+        let now = match (self.asking.take(), changes.keys()) {
+            (Some(before), Some(keys)) => match other_asking(&before, desired, keys) {
+                Some(now) => now,
+                None => {
+                    self.asking = Some(before);
+                    return Ok(());
+                }
+            },
+            _ => asking(desired, None),
+        };
+        self.wanted = wanted(&now, desired);
         let gone: Vec<IpAddr> = self.held.keys().filter(|a| !self.wanted.contains(a)).copied().collect();
         let new: Vec<IpAddr> = self.wanted.iter().filter(|a| !self.held.contains_key(a)).copied().collect();
         let removed = gone.into_iter().map(|frontend| self.set(frontend, None)).collect::<Vec<_>>();
         let asked = new.into_iter().map(|frontend| self.update(frontend)).collect::<Vec<_>>();
-        removed.into_iter().chain(asked).collect()
+        removed.into_iter().chain(asked).collect::<io::Result<()>>()?;
+        self.asking = Some(now);
+        Ok(())
     }
 
     /// Asks again for some of the answers, those of the last call's successors.
@@ -190,7 +240,7 @@ fn address(octets: &[u8]) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::abi::{NODE_LOCAL, SvcKey4, SvcKey6};
+    use lb_common::abi::NODE_LOCAL;
 
     use super::*;
 
@@ -208,7 +258,10 @@ mod tests {
         put(1, SvcValue { id: 1, ..SvcValue::default() });
         put(2, SvcValue { id: 2, affinity_s: 60, ..SvcValue::default() });
         put(3, SvcValue { id: 3, flags: SVC_RANGES, ..SvcValue::default() });
-        let text = |desired: &Desired| wanted(desired).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let text = |desired: &Desired| {
+            let found = wanted(&asking(desired, None), desired);
+            found.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
         assert_eq!(text(&desired), ["10.0.0.2", "10.0.0.3", "::2", "::3"]);
         // a NodePort with affinity
         let affine = SvcValue { id: 4, affinity_s: 60, ..SvcValue::default() };
@@ -219,6 +272,39 @@ mod tests {
         desired.node4.insert([192, 0, 2, 2], NODE_LOCAL);
         desired.node4.insert([127, 0, 0, 1], NODE_LOCAL | NODE_HOST_NODEPORT);
         assert_eq!(text(&desired), ["127.0.0.1", "192.0.2.1"]);
+    }
+
+    #[test]
+    fn b63_what_asks_is_followed_by_the_rows_that_changed() {
+        let key = |last: u8, port: u8| SvcKey4 { addr: [10, 0, 0, last], port: [0, port], proto: 6, _pad: 0 };
+        let (asks, quiet) = (SvcValue { affinity_s: 60, ..SvcValue::default() }, SvcValue::default());
+        let mut desired = Desired::default();
+        let mut before = BTreeSet::new();
+        let steps = [
+            (key(1, 80), Some(asks)),
+            (key(1, 81), Some(asks)),
+            (key(1, 80), Some(quiet)),
+            (key(2, 80), Some(quiet)),
+            (SvcKey4 { addr: [0; 4], ..key(0, 80) }, Some(asks)),
+            (key(1, 81), None),
+            (SvcKey4 { addr: [0; 4], ..key(0, 80) }, None),
+        ];
+        let mut others = 0;
+        for (key, value) in steps {
+            match value {
+                Some(value) => _ = desired.services4.insert(key, value),
+                None => _ = desired.services4.remove(&key),
+            }
+            let keys = Keys { services4: BTreeSet::from([key]), ..Keys::default() };
+            if let Some(now) = other_asking(&before, &desired, &keys) {
+                others += 1;
+                before = now;
+            }
+            assert_eq!(before, asking(&desired, None));
+        }
+        assert_eq!(others, 4, "a frontend that asks beside others, or never did, changes nothing");
+        let keys = Keys { node4: BTreeSet::from([[192, 0, 2, 1]]), ..Keys::default() };
+        assert!(other_asking(&before, &desired, &keys).is_some(), "NodePorts answer elsewhere");
     }
 
     #[test]

@@ -129,7 +129,8 @@ mod tests {
             failures: vec!["eth1: no".to_owned()],
             warnings: vec!["--config: field ipvs has no effect".to_owned()],
             leftover_warnings: vec!["kube-proxy's rules are in the kernel".to_owned()],
-            issues: vec![Issue::new(Severity::Error, "Service a/b", "spec.ports", "is bad", "mend it")],
+            issues: vec![Issue::new(Severity::Error, "Service a/b", "spec.ports", "is bad", "mend it")]
+                .into(),
             usage: vec![
                 Usage { table: "LB_SVC4", used: Some(7), capacity: 64, evicted: 0 },
                 Usage { table: "LB_CT4", used: None, capacity: 128, evicted: 3 },

@@ -13,9 +13,9 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::StatusReader;
-use crate::model::{Policy, ServiceKind};
+use crate::model::{Family, ObjectName, Policy, ServiceKind, ServiceSpec};
 use crate::plan::select::{Place, select};
-use crate::store::Snapshot;
+use crate::store::{Scope, Snapshot};
 
 /// What one listener answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -31,33 +31,67 @@ pub struct HealthCheck {
     pub local_endpoints: usize,
 }
 
-/// All health check node ports of a snapshot (B117, B120). Pure.
+/// The health check node port of a Service, if it has one (B117, B120). Pure.
 #[must_use]
-pub fn health_checks(snapshot: &Snapshot, place: Place<'_>) -> Vec<HealthCheck> {
-    let served = snapshot.services.values().filter(|s| {
-        s.ignored.is_none()
-            && s.kind == ServiceKind::LoadBalancer
-            && s.external == Policy::Local
-            && s.health_check_port != 0
-    });
-    let check = |service: &Arc<crate::model::ServiceSpec>| {
-        let slices = snapshot.slices.get(&service.name);
-        let mut local = BTreeSet::new();
-        for port in &service.ports {
-            let id = service.port_id(port);
-            for family in crate::model::Family::ALL {
-                let found = select(&id, family, slices.into_iter().flat_map(|s| s.values()), place);
-                local.extend(found.endpoints.iter().filter(|e| e.local && e.ready).map(|e| e.address));
+pub fn health_check(service: &ServiceSpec, snapshot: &Snapshot, place: Place<'_>) -> Option<HealthCheck> {
+    let served = service.ignored.is_none()
+        && service.kind == ServiceKind::LoadBalancer
+        && service.external == Policy::Local
+        && service.health_check_port != 0;
+    if !served {
+        return None;
+    }
+    let slices = snapshot.slices.get(&service.name);
+    let mut local = BTreeSet::new();
+    for port in &service.ports {
+        let id = service.port_id(port);
+        for family in Family::ALL {
+            let found = select(&id, family, slices.into_iter().flat_map(|s| s.values()), place);
+            local.extend(found.endpoints.iter().filter(|e| e.local && e.ready).map(|e| e.address));
+        }
+    }
+    Some(HealthCheck {
+        port: service.health_check_port,
+        namespace: service.name.namespace.clone(),
+        name: service.name.name.clone(),
+        local_endpoints: local.len(),
+    })
+}
+
+/// All health check node ports, kept up as Services change.
+#[derive(Debug, Default)]
+pub struct HealthChecks {
+    by_service: BTreeMap<ObjectName, HealthCheck>,
+    list: Arc<Vec<HealthCheck>>,
+    known: bool,
+}
+
+impl HealthChecks {
+    /// All of a snapshot, by the names of their Services. `scope` says what may differ from the snapshot of the last call:
+    /// nothing else is looked at.
+    pub fn follow(&mut self, snapshot: &Snapshot, place: Place<'_>, scope: &Scope) -> Arc<Vec<HealthCheck>> {
+        let check = |service: &Arc<ServiceSpec>| health_check(service, snapshot, place);
+        let mut changed = false;
+        if !self.known || scope.node {
+            let all = snapshot.services.iter().filter_map(|(name, s)| Some((name.clone(), check(s)?)));
+            let all: BTreeMap<ObjectName, HealthCheck> = all.collect();
+            changed = all != self.by_service;
+            (self.by_service, self.known) = (all, true);
+        } else {
+            for name in &scope.services {
+                let new = snapshot.services.get(name).and_then(check);
+                changed |= new.as_ref() != self.by_service.get(name);
+                match new {
+                    Some(new) => _ = self.by_service.insert(name.clone(), new),
+                    None => _ = self.by_service.remove(name),
+                }
             }
         }
-        HealthCheck {
-            port: service.health_check_port,
-            namespace: service.name.namespace.clone(),
-            name: service.name.name.clone(),
-            local_endpoints: local.len(),
+        if changed {
+            self.list = Arc::new(self.by_service.values().cloned().collect());
         }
-    };
-    served.map(check).collect()
+        Arc::clone(&self.list)
+    }
 }
 
 /// The addresses to listen on, each with its port (B118): all of the node, or those that `nodePortAddresses` selects. A
@@ -96,7 +130,9 @@ struct Listener {
 async fn answer(State(listener): State<Listener>) -> Response {
     let (check, healthy) = {
         let status = listener.status.borrow();
-        (by_port(&status.health_checks).remove(&listener.port), status.is_healthy(Instant::now()))
+        // of two Services with one port the first by name has it
+        let check = status.health_checks.iter().find(|check| check.port == listener.port).cloned();
+        (check, status.is_healthy(Instant::now()))
     };
     let Some(check) = check else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
     let code =

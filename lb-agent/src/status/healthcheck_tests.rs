@@ -10,7 +10,8 @@ fn checked() -> ServiceSpec {
 }
 
 fn checks(world: &World) -> Vec<(u16, usize)> {
-    health_checks(&world.store.snapshot(), PLACE).iter().map(|c| (c.port, c.local_endpoints)).collect()
+    let found = HealthChecks::default().follow(world.store.snapshot(), PLACE, &Scope::default());
+    found.iter().map(|c| (c.port, c.local_endpoints)).collect()
 }
 
 #[test]
@@ -40,6 +41,28 @@ fn b120_distinct_local_ready_addresses_count() {
 }
 
 #[test]
+fn b117_what_changes_is_followed_and_the_list_is_shared_until_then() {
+    let (mut world, mut followed) = (World::new(), HealthChecks::default());
+    let steps: [fn(&mut World); 5] = [
+        |world| _ = world.service(checked()),
+        |world| _ = world.service(service("web", &["10.200.0.20"])),
+        |world| _ = world.slice(slice("a", "edge", &[endpoint("10.77.1.5", "ash")])),
+        |world| _ = world.slice(slice("w", "web", &[endpoint("10.77.1.5", "ash")])),
+        |world| _ = world.remove(crate::model::Key::Service(checked().name)),
+    ];
+    let (mut before, mut lists) = (Arc::default(), 0);
+    for step in steps {
+        step(&mut world);
+        let scope = world.store.take_scope();
+        let list = followed.follow(world.store.snapshot(), PLACE, &scope);
+        assert_eq!(list, HealthChecks::default().follow(world.store.snapshot(), PLACE, &Scope::default()));
+        lists += usize::from(!Arc::ptr_eq(&list, &before));
+        before = list;
+    }
+    assert_eq!(lists, 3, "one for each change of it");
+}
+
+#[test]
 fn b118_b127_one_listener_for_all_or_one_for_each_selected_address() {
     let check =
         |port| HealthCheck { port, namespace: "shop".into(), name: "edge".into(), local_endpoints: 1 };
@@ -54,7 +77,7 @@ fn b118_b127_one_listener_for_all_or_one_for_each_selected_address() {
 
 async fn ask(local_endpoints: usize, serving: bool) -> Response {
     let check = HealthCheck { port: 1, namespace: "shop".into(), name: "edge".into(), local_endpoints };
-    let status = Status { serving, health_checks: vec![check], ..Status::default() };
+    let status = Status { serving, health_checks: Arc::new(vec![check]), ..Status::default() };
     let (_sender, status) = tokio::sync::watch::channel(status);
     answer(State(Listener { port: 1, status })).await
 }

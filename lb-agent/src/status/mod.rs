@@ -14,12 +14,13 @@ pub mod surroundings;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::desired::Desired;
+use crate::desired::{Desired, NoLocal, Tally};
 use crate::kernel::{ApplyReport, AttachReport, Usage};
 use crate::leftovers::Leftovers;
 use crate::plan::issue::Issue;
@@ -55,7 +56,8 @@ pub struct Status {
     /// Why the last apply failed; empty = it did not.
     pub failures: Vec<String>,
     /// What is wrong with objects.
-    pub issues: Vec<Issue>,
+    #[serde(serialize_with = "as_list")]
+    pub issues: Arc<Vec<Issue>>,
     /// What is strange about the configuration, and what of the node could not be set.
     pub warnings: Vec<String>,
     /// What kube-proxy left in the kernel.
@@ -100,7 +102,8 @@ pub struct Status {
     #[serde(serialize_with = "as_map")]
     pub counters: Vec<(&'static str, u64)>,
     /// Health check node ports.
-    pub health_checks: Vec<HealthCheck>,
+    #[serde(serialize_with = "as_list")]
+    pub health_checks: Arc<Vec<HealthCheck>>,
     /// Where they listen, see [`crate::plan::node::NodeFacts::health_check_addresses`].
     #[serde(skip)]
     pub health_check_addresses: Option<BTreeSet<IpAddr>>,
@@ -136,43 +139,26 @@ pub struct Tables {
     pub no_local: [NoLocal; 2],
 }
 
-/// Counts of B138 in one family.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct NoLocal {
-    /// By `internalTrafficPolicy`.
-    pub internal: usize,
-    /// By `externalTrafficPolicy`.
-    pub external: usize,
-}
-
 impl Tables {
     /// Counts the rows.
     #[must_use]
     pub fn of(desired: &Desired) -> Self {
-        use lb_common::abi::{SVC_EXTERNAL, SVC_HAS_ANY, SVC_LOCAL, SVC_MAGLEV, SvcValue};
-        fn starved<'a>(values: impl Iterator<Item = &'a SvcValue> + Clone) -> NoLocal {
-            let ports = |external: u32| {
-                let without = values.clone().filter(|v| {
-                    v.flags & (SVC_LOCAL | SVC_HAS_ANY) == SVC_LOCAL | SVC_HAS_ANY
-                        && v.local_len == 0
-                        && v.flags & SVC_EXTERNAL == external
-                });
-                without.map(|v| v.id).collect::<BTreeSet<u32>>().len()
-            };
-            NoLocal { internal: ports(0), external: ports(SVC_EXTERNAL) }
-        }
-        let frontends = desired.services4.values().chain(desired.services6.values());
-        let maglev = frontends.filter(|v| v.flags & SVC_MAGLEV != 0).map(|v| v.id).collect::<BTreeSet<u32>>();
+        Self::with(desired, Tally::of(desired.services4.values(), desired.services6.values()))
+    }
+
+    /// The same where the frontends are counted already.
+    #[must_use]
+    pub fn with(desired: &Desired, tally: Tally) -> Self {
         Self {
             services4: desired.services4.len(),
             services6: desired.services6.len(),
             backends4: desired.backends4.len(),
             backends6: desired.backends6.len(),
             slots: desired.slots.len(),
-            maglev: maglev.len(),
+            maglev: tally.maglev,
             ranges: desired.ranges4.len() + desired.ranges6.len(),
             interfaces: desired.interfaces.len(),
-            no_local: [starved(desired.services4.values()), starved(desired.services6.values())],
+            no_local: tally.no_local,
         }
     }
 }
@@ -201,7 +187,13 @@ impl Status {
     }
 
     /// An apply ended; `complete` = the kernel holds everything.
-    pub fn applied(&mut self, apply: ApplyReport, attach: AttachReport, tables: Tables, issues: Vec<Issue>) {
+    pub fn applied(
+        &mut self,
+        apply: ApplyReport,
+        attach: AttachReport,
+        tables: Tables,
+        issues: Arc<Vec<Issue>>,
+    ) {
         self.applies += 1;
         self.attached = attach.attached;
         self.interfaces = attach.interfaces;
@@ -241,4 +233,8 @@ pub fn rfc3339(seconds: f64) -> String {
 
 fn as_map<S: serde::Serializer>(list: &[(&'static str, u64)], to: S) -> Result<S::Ok, S::Error> {
     to.collect_map(list.iter().map(|(name, value)| (name, value)))
+}
+
+fn as_list<T: Serialize, S: serde::Serializer>(list: &Arc<Vec<T>>, to: S) -> Result<S::Ok, S::Error> {
+    list.as_slice().serialize(to)
 }

@@ -23,6 +23,10 @@ pub struct Folder {
     files: BTreeMap<PathBuf, File>,
     /// Which files give an object.
     givers: BTreeMap<Key, BTreeSet<PathBuf>>,
+    /// Files with issues.
+    faulty: BTreeSet<PathBuf>,
+    /// Objects that several files give.
+    contested: BTreeSet<Key>,
     /// What was handed out last.
     served: BTreeMap<Key, Object>,
 }
@@ -60,6 +64,7 @@ impl Folder {
                 self.files.insert(path.to_owned(), new);
             }
         }
+        self.note(path);
         self.index(path, &touched);
         touched.into_iter().filter_map(|key| self.resolve(key)).collect()
     }
@@ -70,13 +75,15 @@ impl Folder {
         let issue =
             Issue::new(Severity::Error, file_name(path), "", format!("cannot be read: {error}"), cure);
         self.files.entry(path.to_owned()).or_default().issues = vec![issue];
+        self.note(path);
     }
 
-    /// Everything that is wrong at present.
+    /// Everything that is wrong at present. Nothing else is looked at.
     #[must_use]
     pub fn issues(&self) -> Vec<Issue> {
-        let mut found: Vec<Issue> = self.files.values().flat_map(|f| f.issues.iter().cloned()).collect();
-        for (key, paths) in self.givers.iter().filter(|(_, paths)| paths.len() > 1) {
+        let faulty = self.faulty.iter().filter_map(|path| self.files.get(path));
+        let mut found: Vec<Issue> = faulty.flat_map(|f| f.issues.iter().cloned()).collect();
+        for (key, paths) in self.contested.iter().filter_map(|key| self.givers.get_key_value(key)) {
             let names: Vec<String> = paths.iter().map(|p| file_name(p)).collect();
             let problem = format!("is given by several files: {}", names.join(", "));
             found.push(Issue::new(
@@ -90,6 +97,14 @@ impl Folder {
         found
     }
 
+    fn note(&mut self, path: &Path) {
+        if self.files.get(path).is_some_and(|f| !f.issues.is_empty()) {
+            self.faulty.insert(path.to_owned());
+        } else {
+            self.faulty.remove(path);
+        }
+    }
+
     fn index(&mut self, path: &Path, touched: &BTreeSet<Key>) {
         let given = self.files.get(path);
         for key in touched {
@@ -98,6 +113,11 @@ impl Folder {
                 paths.insert(path.to_owned());
             } else {
                 paths.remove(path);
+            }
+            if paths.len() > 1 {
+                self.contested.insert(key.clone());
+            } else {
+                self.contested.remove(key);
             }
             if paths.is_empty() {
                 self.givers.remove(key);

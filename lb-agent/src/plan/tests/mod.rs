@@ -1,5 +1,6 @@
 //! Rules about whole plans: one test per rule.
 
+mod change;
 mod maglev;
 mod network;
 mod order;

@@ -144,8 +144,7 @@ proptest! {
         // Quarantine over: what is read back is what is served.
         world.after(3);
         let before = world.after(3);
-        world.ids = crate::plan::ids::IdTable::new(&world.settings.limits, 9_999_999);
-        world.ids.restore(&before);
+        world.restart(9_999_999, &before);
         let after = world.after(3);
         prop_assert_eq!(&after.services4, &before.services4);
         prop_assert_eq!(&after.services6, &before.services6);

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use crate::fixture::{World, endpoint, service, slice};
-use crate::plan::ids::IdTable;
 
 /// The time of a first plan, a second one, and one after a restart, for so many services of two endpoints.
 fn times(services: u32) -> Duration {
@@ -17,13 +16,15 @@ fn times(services: u32) -> Duration {
         world.slice(slice(&name, &name, &endpoints));
     }
     let began = Instant::now();
-    world.after(0);
-    let tables = world.after(1);
+    world.quick_plan();
+    world.quick_plan();
+    let tables = world.planner.desired().clone();
     assert_eq!(tables.services4.len(), services as usize * 2);
-    world.ids = IdTable::new(&world.settings.limits, 1);
-    world.ids.restore(&tables);
-    assert_eq!(world.after(1).services4, tables.services4);
-    began.elapsed()
+    world.restart(1, &tables);
+    world.quick_plan();
+    let took = began.elapsed();
+    assert_eq!(world.planner.desired().services4, tables.services4);
+    took
 }
 
 #[test]

@@ -29,6 +29,8 @@ pub(crate) struct Table<K> {
     own: Vec<Issue>,
     /// Faults as they were handed on last.
     said: Vec<Issue>,
+    /// They may be other ones now.
+    doubtful: bool,
     /// A list under way.
     listing: Option<Listing>,
     synced: bool,
@@ -62,6 +64,7 @@ impl<K: Kind> Table<K> {
             faults: BTreeMap::new(),
             own: Vec::new(),
             said: Vec::new(),
+            doubtful: false,
             listing: None,
             synced: false,
             kind: PhantomData,
@@ -97,6 +100,7 @@ impl<K: Kind> Table<K> {
         let Some(Listing { mut changes, faults, seen }) = self.listing.take() else { return Vec::new() };
         changes.extend(self.held.difference(&seen).map(|gone| (gone.clone(), None)));
         self.faults = faults;
+        self.doubtful = true;
         self.hold(&changes);
         let mut events = Vec::new();
         if !changes.is_empty() {
@@ -110,10 +114,7 @@ impl<K: Kind> Table<K> {
     /// An object was added or changed.
     pub(crate) fn put(&mut self, object: &DeserializeGuard<K>) -> Vec<Event> {
         let (key, read, issues) = read(object);
-        self.faults.remove(&key);
-        if !issues.is_empty() {
-            self.faults.insert(key.clone(), issues);
-        }
+        self.blame(&key, issues);
         let changes = match read {
             Read::Good(object) => vec![(key, Some(object))],
             Read::None if self.held.contains(&key) => vec![(key, None)],
@@ -125,7 +126,7 @@ impl<K: Kind> Table<K> {
     /// An object was deleted.
     pub(crate) fn remove(&mut self, meta: &ObjectMeta) -> Vec<Event> {
         let key = K::key(meta);
-        self.faults.remove(&key);
+        self.blame(&key, Vec::new());
         let changes = if self.held.contains(&key) { vec![(key, None)] } else { Vec::new() };
         self.change(changes)
     }
@@ -133,6 +134,7 @@ impl<K: Kind> Table<K> {
     /// What is wrong with the watch itself; empty = nothing any more.
     pub(crate) fn fault(&mut self, own: Vec<Issue>) -> Vec<Event> {
         self.own = own;
+        self.doubtful = true;
         self.issues().into_iter().collect()
     }
 
@@ -152,6 +154,14 @@ impl<K: Kind> Table<K> {
         events
     }
 
+    /// Notes what is wrong with an object.
+    fn blame(&mut self, key: &Key, issues: Vec<Issue>) {
+        self.doubtful |= self.faults.remove(key).is_some() || !issues.is_empty();
+        if !issues.is_empty() {
+            self.faults.insert(key.clone(), issues);
+        }
+    }
+
     fn hold(&mut self, changes: &[Change]) {
         for (key, object) in changes {
             if object.is_some() {
@@ -164,6 +174,9 @@ impl<K: Kind> Table<K> {
 
     /// The faults, if they changed.
     fn issues(&mut self) -> Option<Event> {
+        if !std::mem::take(&mut self.doubtful) {
+            return None;
+        }
         let now: Vec<Issue> = self.own.iter().chain(self.faults.values().flatten()).cloned().collect();
         (now != self.said).then(|| {
             self.said.clone_from(&now);
