@@ -6,11 +6,11 @@
 //! the pair filter, so that packets of other sockets never get here.
 
 use crate::abi::{CT_GUARD, LbConfig, SK_MASQ};
+use crate::claim::begin;
 use crate::env::{Env, Table, Work};
 use crate::frame::Frame;
 use crate::packet::LoadAddr;
 use crate::tc::{guard_port, snat, to_snat};
-use crate::track::begin;
 use crate::verdict::Step;
 
 /// A packet of this host to a backend, without an entry of its own: masquerades it if its socket (`work.sender`) is to

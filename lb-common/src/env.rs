@@ -4,6 +4,7 @@ use crate::abi::{
     AffValue, CtKey, CtValue, FragKey, FragValue, Iface, LbConfig, NextHop, Peer, SkUdpKey, SkUdpValue,
     SvcValue,
 };
+use crate::claim::{self, Claim, Reserve};
 use crate::counter::Counter;
 use crate::dsr;
 use crate::family::{Backend, Family, V4, V6};
@@ -13,7 +14,7 @@ use crate::packet::Packet;
 use crate::pair::Pair;
 use crate::plain::Layout;
 use crate::switch::Neighbour;
-use crate::track::{self, Claim, Reserve};
+use crate::track;
 
 /// The two flow tables of a family.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -152,29 +153,29 @@ pub trait Env<F: Family> {
     {
         track::forget(self, work);
     }
-    /// [`track::claim`], likewise.
+    /// [`claim::claim`], likewise.
     #[inline(always)]
     fn claim(&mut self, config: &LbConfig, work: &mut Work<F>) -> Claim
     where
         Self: Sized,
     {
-        track::claim(self, config, work)
+        claim::claim(self, config, work)
     }
-    /// [`track::claim_snat`], likewise.
+    /// [`claim::claim_snat`], likewise.
     #[inline(always)]
     fn claim_snat(&mut self, config: &LbConfig, work: &mut Work<F>, table: Table) -> Claim
     where
         Self: Sized,
     {
-        track::claim_snat(self, config, work, table)
+        claim::claim_snat(self, config, work, table)
     }
-    /// [`track::claim_xdp`], likewise.
+    /// [`claim::claim_xdp`], likewise.
     #[inline(always)]
     fn claim_xdp(&mut self, config: &LbConfig, work: &mut Work<F>) -> bool
     where
         Self: Sized,
     {
-        track::claim_xdp(self, config, work)
+        claim::claim_xdp(self, config, work)
     }
     /// [`dsr::begin`], likewise.
     #[inline(always)]
@@ -228,15 +229,15 @@ pub trait Env<F: Family> {
     {
         fragment::remember(self, work, position);
     }
-    /// [`track::is_crossed`], likewise.
+    /// [`claim::is_crossed`], likewise.
     #[inline(always)]
     fn is_crossed(&mut self, work: &mut Work<F>, role: Role) -> bool
     where
         Self: Sized,
     {
-        track::is_crossed(self, work, role)
+        claim::is_crossed(self, work, role)
     }
-    /// [`track::attempt`], likewise.
+    /// [`claim::attempt`], likewise.
     #[inline(always)]
     fn attempt(
         &mut self,
@@ -249,7 +250,7 @@ pub trait Env<F: Family> {
     where
         Self: Sized,
     {
-        track::attempt(self, config, work, table, role, tries)
+        claim::attempt(self, config, work, table, role, tries)
     }
 }
 

@@ -12,6 +12,7 @@ extern crate std;
 pub mod abi;
 pub mod bench;
 pub mod bound;
+pub mod claim;
 pub mod counter;
 pub mod crc32c;
 pub mod csum;

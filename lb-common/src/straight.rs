@@ -6,12 +6,13 @@
 //! is [`crate::track::give_way`].)
 
 use crate::abi::{CT_FAST, CT_PASS, LbConfig, POS_IN, POS_OUT};
+use crate::claim::begin;
 use crate::env::{Env, Work};
 use crate::flow::{Role, is_closed};
 use crate::frame::Frame;
 use crate::packet::LoadAddr;
 use crate::tc::{finish, reverse, tuple};
-use crate::track::{Follow, begin, find, follow};
+use crate::track::{Follow, find, follow};
 use crate::verdict::Step;
 
 /// A packet on its way in between two addresses that have a flow of a Service, to neither a frontend nor a SNAT address.

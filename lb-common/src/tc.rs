@@ -7,6 +7,7 @@ use crate::abi::{
 use crate::abi::{NODE_NODEPORT, POS_IN, POS_OUT};
 use crate::abi::{ROLE_BACKEND, ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT, ROLE_TUNNEL, SVC_LOCAL, SvcValue};
 use crate::bound::{bound, bound_snat};
+use crate::claim::{Claim, begin, in_pool};
 use crate::counter::Counter;
 use crate::decide::{Decision, Outcome, Source, Target, decide, is_nodeport, target};
 use crate::dsr;
@@ -22,7 +23,7 @@ use crate::pair::shares_pool;
 use crate::reject::{self, Complaint};
 use crate::straight::straight;
 use crate::switch::{master, switch};
-use crate::track::{Claim, Follow, begin, find, follow, in_pool, pass_entry};
+use crate::track::{Follow, find, follow, pass_entry};
 use crate::verdict::{Step, Verdict};
 
 /// Whether a packet on its way in, at `work.hook`, may be the balancer's business: its destination may be a frontend, a SNAT

@@ -11,6 +11,7 @@ use crate::abi::{
     BE_LOCAL, CT_DSR, CT_FAST, CT_XDP, LbConfig, NH_POD, NH_PORT, NODE_NODEPORT, NextHop, POS_IN, port_row,
 };
 use crate::abi::{ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT};
+use crate::claim::{Claim, in_pool};
 use crate::counter::Counter;
 use crate::decide::{Outcome, Source, Target, decide, is_nodeport, target};
 use crate::dsr;
@@ -21,7 +22,7 @@ use crate::frame::Frame;
 use crate::nat::{rewrite, take_hop};
 use crate::packet::{LoadAddr, parse_plain};
 use crate::tc::{aim, tuple};
-use crate::track::{Claim, Follow, find, follow_at, in_pool};
+use crate::track::{Follow, find, follow_at};
 use crate::verdict::XdpStep;
 
 /// `nexthop` of a DSR flow that was asked for its way and has none by XDP: nothing fits.

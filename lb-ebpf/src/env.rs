@@ -10,13 +10,13 @@ use lb_common::abi::{
     FragValue, Iface, LbConfig, NextHop, PAIR_BOUND, PAIR_SEEN, Peer, RangeKey4,
     RangeKey6, ROLE_SIZE, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6, SvcValue,
 };
+use lb_common::claim::{Claim, Reserve};
 use lb_common::counter::Counter;
 use lb_common::env::{Env, Insert, SockEnv, Table, Work};
 use lb_common::family::{Backend, Family, Ip4, Ip6, V4, V6};
 use lb_common::flow::Role;
 use lb_common::hash::pair_slot;
 use lb_common::plain::Layout;
-use lb_common::track::{Claim, Reserve};
 
 use crate::maps::*;
 use crate::steps;

@@ -8,7 +8,7 @@ use lb_common::env::{Scratch, Table, Work};
 use lb_common::family::{Family, V4, V6};
 use lb_common::flow::Role;
 use lb_common::verdict::{Step, Verdict};
-use lb_common::{bound, crc32c, dsr, fast, fragment, icmp, straight, switch, tc, track};
+use lb_common::{bound, claim, crc32c, dsr, fast, fragment, icmp, straight, switch, tc, track};
 
 use crate::env::{BpfEnv, config, mark};
 use crate::frame::SkbFrame;
@@ -115,28 +115,28 @@ macro_rules! steps {
         #[inline(never)]
         pub extern "C" fn $claim() -> u32 {
             let (Some(config), Some(scratch)) = (config(), scratch()) else {
-                return track::Claim::Refused as u32;
+                return claim::Claim::Refused as u32;
             };
-            track::claim(&mut BpfEnv, config, $family::mine(scratch)) as u32
+            claim::claim(&mut BpfEnv, config, $family::mine(scratch)) as u32
         }
 
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $claim_snat(number: u32) -> u32 {
             let (Some(config), Some(scratch)) = (config(), scratch()) else {
-                return track::Claim::Refused as u32;
+                return claim::Claim::Refused as u32;
             };
-            track::claim_snat(&mut BpfEnv, config, $family::mine(scratch), table(number)) as u32
+            claim::claim_snat(&mut BpfEnv, config, $family::mine(scratch), table(number)) as u32
         }
 
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $attempt(number: u32, role: u32, tries: u32) -> u32 {
             let (Some(config), Some(scratch)) = (config(), scratch()) else {
-                return track::Reserve::Full as u32;
+                return claim::Reserve::Full as u32;
             };
             let work = $family::mine(scratch);
-            track::attempt(&mut BpfEnv, config, work, table(number), Role::of(role as u8), tries) as u32
+            claim::attempt(&mut BpfEnv, config, work, table(number), Role::of(role as u8), tries) as u32
         }
 
         #[unsafe(no_mangle)]
@@ -327,7 +327,7 @@ macro_rules! steps {
         #[inline(never)]
         pub extern "C" fn $claim_xdp() -> u32 {
             let (Some(config), Some(scratch)) = (config(), scratch()) else { return 0 };
-            track::claim_xdp(&mut BpfEnv, config, $family::mine(scratch)) as u32
+            claim::claim_xdp(&mut BpfEnv, config, $family::mine(scratch)) as u32
         }
 
         #[unsafe(no_mangle)]
@@ -342,7 +342,7 @@ macro_rules! steps {
         #[inline(never)]
         pub extern "C" fn $crossed(role: u32) -> u32 {
             let Some(scratch) = scratch() else { return 1 };
-            track::is_crossed(&mut BpfEnv, $family::mine(scratch), Role::of(role as u8)) as u32
+            claim::is_crossed(&mut BpfEnv, $family::mine(scratch), Role::of(role as u8)) as u32
         }
 
         #[unsafe(no_mangle)]

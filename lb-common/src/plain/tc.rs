@@ -6,13 +6,13 @@ use crate::abi::{
     LbConfig, NH_POD, POS_IN, POS_OUT,
 };
 use crate::abi::{ROLE_BACKEND, ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT, ROLE_TUNNEL};
+use crate::claim::in_pool;
 use crate::counter::Counter;
 use crate::env::{Env, ticks};
 use crate::flow::Role;
 use crate::frame::Direct;
 use crate::packet::{TCP, UDP};
 use crate::pair::{Pair, shares_pool};
-use crate::track::in_pool;
 use crate::xdp::meant;
 
 /// A frame with an Ethernet header on its way in.
