@@ -218,12 +218,28 @@ fn test_run(program: &OwnedFd, frame: &[u8], ifindex: u32) -> (u32, [u8; 128]) {
     (attributes.code, out)
 }
 
+/// CPU time of this thread.
+fn cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes one timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Resident memory of this process, MiB.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("/proc/self/status");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+    line.split_whitespace().nth(1).expect("kB").parse::<u64>().expect("kB") / 1024
+}
+
 /// Opens so many connections to 64 backends, and looks at what is there.
 ///
-/// At this rate, tens of thousands a second, the copies that promotions leave in the young table pile up before a sweep comes;
-/// so it has room for all of them, which makes the other one four times as large as it has to be.
+/// The tables are as large as docs/operations.md says that so many flows need (2,359,296 entries for a million). No sweep
+/// comes while they are opened, tens of thousands a second: the young table, a quarter as large, is full of the copies that
+/// promotions leave, and evicts the oldest of these.
 fn opens(lab: &Lab, flows: u32) {
-    let mut node = Node::new(lab, flows * 17 / 2, 64);
+    let mut node = Node::new(lab, flows / 1000 * 2359, 64);
     let (before, _) = node.sweep();
     assert_eq!(before["LB_CT4"].met, 0);
     let begin = Instant::now();
@@ -233,13 +249,16 @@ fn opens(lab: &Lab, flows: u32) {
         last.insert(ends[1], (number, ends[0]));
     }
     let took = begin.elapsed();
-    let begin = Instant::now();
+    let (begin, spent, before) = (Instant::now(), cpu_time(), resident());
     let (found, longest) = node.sweep();
     println!(
-        "{flows} flows in {:.1} s; a sweep over all of it {} ms, longest turn {} ms",
+        "{flows} flows in {:.1} s; two sweeps over all of it {} ms, {} ms of CPU time, longest turn {} ms; resident {before} \
+         MiB before and {} MiB behind them",
         took.as_secs_f64(),
         begin.elapsed().as_millis(),
-        longest.as_millis()
+        (cpu_time() - spent).as_millis(),
+        longest.as_millis(),
+        resident(),
     );
     let table = found["LB_CT4"];
     assert_eq!((table.live, table.evicted), (u64::from(flows) * 2, 0), "{table:?}");
@@ -269,7 +288,7 @@ fn a_hundred_thousand_flows() {
 }
 
 #[test]
-#[ignore = "half a minute and 1.6 GB: cargo xtask bench capacity"]
+#[ignore = "half a minute and 0.5 GB: cargo xtask bench capacity"]
 fn a_million_flows() {
     lab::run(|lab| opens(lab, 1_000_000));
 }
@@ -280,12 +299,13 @@ fn a_million_flows() {
 fn ports_that_run_out_are_told_of_in_time() {
     lab::run(|lab| {
         let mut node = Node::new(lab, 262_144, 1);
-        let mut flows = Vec::new();
+        let (mut flows, mut tried) = (Vec::new(), 0);
         let mut open = |node: &mut Node, share: u32| {
-            let (from, to) = (flows.len() as u32, PORTS / 100 * share);
-            for number in from..to {
-                flows.push(node.open(number).unwrap_or_else(|| panic!("flow {number} of {PORTS}")));
-            }
+            let (from, to) = (tried, PORTS / 100 * share);
+            // with 95 % taken one in 400 finds no port at XDP, and is left to TC, which tries as often again
+            flows.extend((from..to).filter_map(|number| Some((number, node.open(number)?))));
+            assert!(flows.len() as u32 + 6 > to, "{} flows of {to}", flows.len());
+            tried = to;
         };
         let told = |node: &mut Node| {
             let (found, _) = node.sweep();
@@ -308,7 +328,7 @@ fn ports_that_run_out_are_told_of_in_time() {
         let text = format!("backend {backend}/TCP from {SNAT}: 9");
         assert!(alert.text.starts_with(&text), "{}", alert.text);
         // all ports are taken in the end: what finds none is left to TC, which counts and drops it
-        let mut number = flows.len() as u32;
+        let mut number = PORTS / 100 * 95;
         let missed = loop {
             number += 1;
             if node.open(number).is_none() {
@@ -318,11 +338,10 @@ fn ports_that_run_out_are_told_of_in_time() {
         };
         println!("the first flow without a port: {missed} of {PORTS}");
         assert!(missed > PORTS / 100 * 95);
-        for (number, [source, backend]) in flows.iter().enumerate() {
-            let number = number as u32;
+        for (number, [source, backend]) in flows {
             let client = (Ipv4Addr::from(0x0a00_0000 + number / 16), 40_000 + (number % 16) as u16);
             node.send(client, (FRONT, 80), lb_common::packet::FIN | ACK);
-            node.send(*backend, *source, lb_common::packet::FIN | ACK);
+            node.send(backend, source, lb_common::packet::FIN | ACK);
         }
         assert_eq!(told(&mut node), []);
     });

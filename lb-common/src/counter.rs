@@ -117,6 +117,9 @@ counters! {
     DropDsrUnknown = 41, "drop_dsr_unknown";
     /// Packets that did not fit with an outer header; their senders were told the smaller size, within the rate.
     DsrTooBig = 42, "dsr_too_big";
+    /// Dropped: an entry of the flow was evicted between the two rewrites of a packet, which would have left with a wrong
+    /// source. It is sent again. Raise the size of the flow tables.
+    DropFlowLost = 43, "drop_flow_lost";
 }
 
 /// Entries of `LB_COUNTERS`: the numbers in use, with room.

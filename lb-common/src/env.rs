@@ -302,6 +302,8 @@ pub struct Work<F: Family> {
     pub direct: u32,
     /// What the filters say of it, on its way out; [`crate::tc::concerns_out`] alone knows how.
     pub asked: u32,
+    /// What ingress has noted of it, at egress: bits of [`crate::frame::Note`], 0 = nothing.
+    pub note: u32,
     /// Why it is to be answered.
     pub reason: Counter,
     /// Rate limit of rejections.
@@ -345,6 +347,7 @@ impl<F: Family> Default for Work<F> {
             packet: Packet::default(),
             direct: 0,
             asked: 0,
+            note: 0,
             reason: Counter::NewFlow,
             rate: Rate::default(),
             flow: Flow::default(),

@@ -3,6 +3,22 @@
 #[cfg(feature = "std")]
 use crate::csum;
 
+/// What ingress tells egress of a packet that it has rewritten. The number is a set of bits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Note {
+    /// The rest of a masqueraded flow must be found, or the packet would leave with the client's address, or with the
+    /// backend's.
+    Owed = 1 << 15,
+    /// There is nothing left to do.
+    Done = 1 << 14,
+}
+
+impl Note {
+    /// All bits of notes.
+    pub const ALL: u32 = Note::Owed as u32 | Note::Done as u32;
+}
+
 /// A packet that can be read and changed. Implemented by the skb of a TC program and by a byte vector.
 ///
 /// Laws: a failed call changes nothing; after `store` a `load` of the same range gives the same bytes.
@@ -40,6 +56,8 @@ pub trait Frame {
     fn unwrap(&mut self, l3: usize, len: usize) -> Option<()>;
     /// Cuts or grows the frame to `len` bytes; new bytes are undefined.
     fn resize(&mut self, len: usize) -> Option<()>;
+    /// Leaves a note on the packet itself, in place of what was there. A frame that nobody hands on needs none.
+    fn note(&mut self, _note: Note) {}
 }
 
 /// A frame whose beginning can be read in place, at offsets known when it is compiled: one comparison for all of it, and

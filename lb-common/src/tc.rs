@@ -15,7 +15,7 @@ use crate::env::{Env, Table, Work};
 use crate::fast;
 use crate::flow::Role;
 use crate::fragment::{is_ours, passes};
-use crate::frame::Frame;
+use crate::frame::{Frame, Note};
 use crate::icmp;
 use crate::nat::{rewrite, rewrite_fragment, rewrite_sctp, take_hop};
 use crate::packet::{Fragment, LoadAddr, Packet, RST, SCTP, SYN, TCP, UDP, addresses, parse};
@@ -301,6 +301,12 @@ pub fn tc_out<F: LoadAddr>(
     config: &LbConfig,
     work: &mut Work<F>,
 ) -> Step {
+    if env.roles(work.packet.src) & (ROLE_SNAT | ROLE_FRONTEND | ROLE_NODEPORT) != 0 {
+        work.note = 0; // another masquerade has changed it since
+    }
+    if work.note & Note::Done as u32 != 0 {
+        return Step::Pass;
+    }
     if !parse::<F>(frame, work.hook.l3, &mut work.packet) {
         return Step::Pass;
     }
@@ -308,7 +314,7 @@ pub fn tc_out<F: LoadAddr>(
         return Step::Fragment;
     }
     if work.packet.fragment == Fragment::Later {
-        return Step::Pass;
+        return if owed(work) { Step::ToBackend } else { Step::Pass };
     }
     if work.asked & asked::OURS != 0 && work.packet.has_ports() {
         work.key = tuple(&work.packet, POS_OUT);
@@ -329,13 +335,19 @@ pub fn tc_out<F: LoadAddr>(
         return drop(env, Counter::DropMigrating);
     }
     let pooled = asked & asked::SHARES_POOL != 0 && in_pool(config, work.packet.sport);
-    if work.packet.has_ports() && (asked & asked::TO_BACKEND != 0 || pooled) {
+    if owed(work) || work.packet.has_ports() && (asked & asked::TO_BACKEND != 0 || pooled) {
         return Step::ToBackend;
     }
     if asked & asked::SERVICE != 0 {
         return Step::LastWord;
     }
     guarded(env, config, work)
+}
+
+/// Egress must not let the packet in hand pass as it is.
+#[inline(always)]
+fn owed<F: LoadAddr>(work: &Work<F>) -> bool {
+    work.note & Note::Owed as u32 != 0
 }
 
 /// [`Step::GuardReply`] for a datagram that may leave with a frontend's address and port as its source.
@@ -348,19 +360,26 @@ fn guarded<F: LoadAddr>(env: &impl Env<F>, config: &LbConfig, work: &Work<F>) ->
 }
 
 /// A packet to a backend that has no entry of its own at egress: the first one of a flow that is to be masqueraded, or
-/// one of a flow that is not, or of no flow at all.
+/// one of a flow that is not, or of no flow at all. Or any packet whose entry there was lost since it was at ingress.
 #[inline(always)]
 pub fn to_backend<F: LoadAddr>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Work<F>) -> Step {
     work.key2 = reverse(&work.packet, POS_OUT);
-    if let Some(table) = find(env, &work.key2, &mut work.value2) {
-        if work.value2.role != Role::DnatReply as u8 || work.value2.flags & CT_MASQ == 0 {
-            return Step::Pass;
-        }
+    let found = find(env, &work.key2, &mut work.value2);
+    if let Some(table) = found
+        && work.value2.role == Role::DnatReply as u8
+        && work.value2.flags & CT_MASQ != 0
+    {
         work.flow.of(&work.key2, &work.value2);
         return to_snat(work, table);
     }
-    if is_moving(config, &work.packet) {
+    if found.is_none() && is_moving(config, &work.packet) {
         return drop(env, Counter::DropMigrating);
+    }
+    if owed(work) {
+        return drop(env, Counter::DropFlowLost);
+    }
+    if found.is_some() {
+        return Step::Pass;
     }
     if work.hook.ingress_ifindex == 0 && env.pair(work.packet.src, work.packet.dst).is_bound() {
         return Step::Bound;
@@ -537,6 +556,15 @@ pub(crate) fn finish<F: LoadAddr>(
     }
 }
 
+/// Tells egress what it is to know of a packet that ingress has rewritten by the entry in hand.
+#[inline(always)]
+pub fn note<F: LoadAddr>(frame: &mut impl Frame, work: &Work<F>) -> Step {
+    if work.value.flags & CT_GUARD == 0 {
+        frame.note(if work.value.flags & CT_MASQ != 0 { Note::Owed } else { Note::Done });
+    }
+    Step::Pass
+}
+
 /// Carries out both NAT positions of a packet whose flow began at XDP, which left it to TC (the program was taken off
 /// the interface, a fragment, no next hop): the stack knows neither of the addresses and would meet the flow in
 /// mid-stream. What follows is [`Step::Out`].
@@ -600,7 +628,11 @@ pub(crate) fn onward<F: LoadAddr>(config: &LbConfig, work: &Work<F>) -> Step {
     }
     let asked =
         config.flags & CFG_SOURCE_RULES != 0 && work.value.role == Role::DnatReply as u8 && work.hook.l3 != 0;
-    if asked { Step::Reroute } else { Step::Pass }
+    if asked {
+        return Step::Reroute;
+    }
+    let inward = work.value.role == Role::DnatForward as u8 || work.value.role == Role::SnatReply as u8;
+    if inward { Step::Note } else { Step::Pass }
 }
 
 /// A later fragment whose first fragment was seen: it becomes what that one became.
@@ -726,6 +758,7 @@ pub fn walk<F: LoadAddr>(
             Step::Unwrap => dsr::unwrap(frame, env, config, work),
             Step::Wrap => return dsr::send(frame, env, config, work),
             Step::Clamp => dsr::clamp(frame, env, config, work),
+            Step::Note => note(frame, work),
             Step::ErrorIn => icmp::translate(frame, env, work, POS_IN),
             Step::ErrorOut => icmp::translate(frame, env, work, POS_OUT),
         };

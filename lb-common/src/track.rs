@@ -95,7 +95,9 @@ pub fn follow_at<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Ta
         clear = CT_RST; // the flow lives: that reset was not believed
         set &= !CT_RST;
     }
-    if work.value.last_tick != tick || set != 0 {
+    // a SYN that is sent again, before any answer, may tell of an entry that is gone
+    let unheard = table == Table::Young && proto == TCP && flags & CT_REPLIED == 0;
+    if work.value.last_tick != tick || set != 0 || unheard {
         if is_challenge(proto, kind, role, flags, set) && table == Table::Young {
             env.give_way(work);
             return Follow::Pass;
@@ -262,24 +264,22 @@ pub fn bring<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, to: Table) {
         }
         let role = Role::of(number ^ 1);
         work.flow.entry(role, &mut work.key2, &mut work.value2);
-        let inserted = env.flow_insert(to, &work.key2, &work.value2);
+        let new = &work.value2;
         if to == Table::Established {
-            if inserted == Insert::Full {
+            if env.flow_insert(to, &work.key2, new) == Insert::Full {
                 env.count(Counter::PromotionFailed);
                 return;
             }
             continue;
         }
+        // Mostly there is the copy that the promotion left. It is asked for first: an insertion that finds it takes an
+        // element from the table's free ones, or evicts one, only to give it back.
+        let copy = env.flow_tagged(Table::Young, &work.key2, new.tag, |value| {
+            (value.last_tick, value.flags, value.nexthop) = (new.last_tick, new.flags, new.nexthop);
+        });
         // that it is the flow's own entry, `refresh` has just seen
-        if inserted == Insert::Full {
+        if copy.is_none() && env.flow_insert(Table::Young, &work.key2, new) == Insert::Full {
             return; // the sweep takes it
-        }
-        if inserted == Insert::Exists {
-            // the copy that the promotion left
-            let new = &work.value2;
-            env.flow_tagged(Table::Young, &work.key2, new.tag, |value| {
-                (value.last_tick, value.flags, value.nexthop) = (new.last_tick, new.flags, new.nexthop);
-            });
         }
         env.flow_delete(Table::Established, &work.key2);
     }

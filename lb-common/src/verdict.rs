@@ -63,6 +63,8 @@ pub enum Step {
     Wrap = 29,
     /// [`crate::dsr::clamp`].
     Clamp = 30,
+    /// [`crate::tc::note`].
+    Note = 31,
 }
 
 impl Step {
@@ -95,6 +97,7 @@ impl Step {
             28 => Step::Unwrap,
             29 => Step::Wrap,
             30 => Step::Clamp,
+            31 => Step::Note,
             _ => Step::Pass,
         }
     }

@@ -6,11 +6,12 @@ use lb_common::counter::Counter;
 use lb_common::env::{Hook, Table};
 use lb_common::family::Family;
 use lb_common::flow::Role;
+use lb_common::frame::Note;
 use lb_common::packet::{ACK, SYN};
 use lb_common::testing::fake::Tables;
 use lb_common::testing::golden::{Net, POOL, net4, net6, world};
 use lb_common::testing::packets::at;
-use lb_common::testing::world::UPLINK;
+use lb_common::testing::world::{POD, UPLINK};
 use lb_common::testing::{Direction, Machine, PacketBuilder};
 use lb_common::verdict::Verdict;
 
@@ -185,4 +186,95 @@ fn copy(from: &Machine, to: &mut Machine, role: u8) {
     }
     each(&from.env.v4, &mut to.env.v4, role);
     each(&from.env.v6, &mut to.env.v6, role);
+}
+
+/// Sends a packet through ingress and egress; what is evicted, if anything, is so in between.
+fn forward(machine: &mut Machine, hops: &[Hop], evicted: Option<u8>) -> (Verdict, Vec<u8>) {
+    let hook = Hook { l3: 14, ifindex: UPLINK, ingress_ifindex: UPLINK };
+    let mut frame = hops[0].packet.build();
+    let verdict = machine.run(Direction::In, hook, &mut frame);
+    assert_eq!((verdict, &frame), (Verdict::Pass, &hops[0].becomes.build()));
+    if let Some(kept) = evicted {
+        evict(machine, kept);
+    }
+    (machine.run_on(hook, &mut frame), frame)
+}
+
+/// A table that overflows may lose an entry within the microseconds that a packet needs from ingress to egress.
+#[test]
+fn i6_what_ingress_rewrote_leaves_with_the_right_source_or_not_at_all() {
+    for n in [net4(), net6()] {
+        let (syn, data) = (hops(&n, SYN, SYN | ACK), hops(&n, ACK, ACK));
+        for kept in 0..16 {
+            for (what, fresh, way) in
+                [("SYN", true, &syn[..2]), ("data", false, &data[..2]), ("reply", false, &data[2..])]
+            {
+                let mut machine = if fresh { world(&n).machine() } else { established(&n) };
+                let (verdict, frame) = forward(&mut machine, way, Some(kept));
+                let lost = machine.env.counters.get(&Counter::DropFlowLost).copied().unwrap_or(0);
+                let right = (verdict, lost) == (Verdict::Pass, 0) && frame == way[1].becomes.build();
+                assert!(
+                    right || (verdict, lost) == (Verdict::Drop, 1),
+                    "{kept:04b} left, {what}: {verdict:?}"
+                );
+                // and the same packet is nobody's business when it did not come through ingress
+                evict(&mut machine, 0);
+                assert_eq!(
+                    send(&mut machine, &way[1]),
+                    (Verdict::Pass, way[1].packet.build()),
+                    "{what}, direct"
+                );
+            }
+        }
+    }
+}
+
+/// The client's SYN comes again within the tick of the first one.
+#[test]
+fn i6_a_syn_that_is_sent_again_makes_the_flow_whole_at_once() {
+    for n in [net4(), net6()] {
+        let hops = hops(&n, SYN, SYN | ACK);
+        for kept in 0..16 {
+            let mut machine = world(&n).machine();
+            let (verdict, frame) = forward(&mut machine, &hops[..2], Some(kept));
+            assert!(verdict == Verdict::Drop || frame == hops[1].becomes.build(), "{kept:04b} left, first");
+            let mut source = hops[1].becomes.build();
+            if kept & 1 == 0 {
+                // of the whole flow only the client's own tuple leads to it: it begins anew, from another port maybe
+                source = forward(&mut machine, &hops[..2], None).1;
+                assert_ne!(source, hops[1].packet.build(), "{kept:04b} left");
+                continue;
+            }
+            let again = forward(&mut machine, &hops[..2], None);
+            assert_eq!(again, (Verdict::Pass, source), "{kept:04b} left, again");
+            assert_whole(&mut machine, &hops, &format!("{kept:04b} left, then"));
+        }
+    }
+}
+
+/// What needs no second rewrite passes egress without a look at the tables; unless another masquerade has changed it since,
+/// which may have taken a port of the pool.
+#[test]
+fn i6_what_is_done_at_ingress_passes_egress() {
+    for n in [net4(), net6()] {
+        let mut machine = world(&n).machine();
+        let (pod, web) = (at(n.pod, 40000), at(n.remote, 8080));
+        let request = PacketBuilder::tcp(pod, at(n.cluster, 80), SYN);
+        let hook = Hook { l3: 14, ifindex: POD, ingress_ifindex: POD };
+        let out = Hook { l3: 14, ifindex: UPLINK, ingress_ifindex: POD };
+        let mut frame = request.build();
+        assert_eq!(machine.run(Direction::In, hook, &mut frame), Verdict::Pass);
+        assert_eq!((&frame, machine.note), (&request.between(pod, web).build(), Some(Note::Done)));
+        evict(&mut machine, 0);
+        let before = (machine.env.counters.clone(), frame.clone());
+        assert_eq!(machine.run_on(out, &mut frame), Verdict::Pass);
+        assert_eq!((&machine.env.counters, &frame), (&before.0, &before.1));
+        let mut masqueraded = request.between(at(n.node, POOL), web).build();
+        machine.note = Some(Note::Done);
+        assert_eq!(machine.run_on(out, &mut masqueraded), Verdict::Pass);
+        assert_eq!(machine.env.counters.get(&Counter::PassEntry), Some(&1));
+        // nor is it dropped when a rewrite of ours was due, too
+        machine.note = Some(Note::Owed);
+        assert_eq!(machine.run_on(out, &mut masqueraded), Verdict::Pass);
+    }
 }

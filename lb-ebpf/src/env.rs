@@ -7,8 +7,8 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use lb_common::abi::{
     Addr4, Addr6, AffKey4, AffKey6, AffValue, CtKey, CtKey4, CtKey6, CtValue, CtValue4, CtValue6, FragKey,
-    FragValue, Iface, LbConfig, NextHop, PAIR_BOUND, PAIR_SEEN, Peer, RangeKey4,
-    RangeKey6, ROLE_SIZE, SkUdpKey, SkUdpValue, SvcKey4, SvcKey6, SvcValue,
+    FragValue, Iface, LbConfig, NextHop, PAIR_BOUND, PAIR_SEEN, Peer, ROLE_SIZE, RangeKey4, RangeKey6,
+    SkUdpKey, SkUdpValue, SvcKey4, SvcKey6, SvcValue,
 };
 use lb_common::claim::{Claim, Reserve};
 use lb_common::counter::Counter;
@@ -175,8 +175,11 @@ macro_rules! env {
                 };
                 match result {
                     Ok(()) => {
-                        if table == Table::Established {
-                            count($made);
+                        match table {
+                            Table::Established => count($made),
+                            // An LRU hash evicts first what was never looked up, which would be the flow that was
+                            // just made. The look-up makes it the youngest instead.
+                            Table::Young => drop($em.get_ptr(key)),
                         }
                         Insert::Done
                     }

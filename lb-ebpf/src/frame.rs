@@ -13,7 +13,7 @@ use aya_ebpf::helpers::{
 };
 use lb_common::abi::{CFG_CSUM_IPV6, LbConfig};
 use lb_common::family::Family;
-use lb_common::frame::{Direct, Frame};
+use lb_common::frame::{Direct, Frame, Note};
 
 use crate::head::BpfHead;
 
@@ -25,6 +25,21 @@ const BPF_F_IPV6: u64 = 1 << 7;
 const HEADERS: u32 = 14 + 60 + 8 + 60 + 60;
 /// No header that we look at begins further in.
 pub(crate) const FAR: usize = 320;
+
+/// Takes the note ([`Note`]) off a packet; 0: there was none. Without a branch, which the verifier would follow through
+/// all that comes behind it, twice.
+///
+/// It is in `skb->tc_index`, which goes with the packet from ingress to egress, wherever the stack keeps it meanwhile.
+/// Others (Cilium) use its low bits.
+#[inline(always)]
+pub(crate) fn take_note(skb: *mut __sk_buff) -> u32 {
+    // SAFETY: the program's context, of which it may write this field.
+    unsafe {
+        let index = (*skb).tc_index;
+        (*skb).tc_index = index & !Note::ALL;
+        index & Note::ALL
+    }
+}
 
 /// An skb. Reads go straight to packet memory (headers that are not there are pulled in first), writes through helpers, which know about offloaded checksums, clones
 /// and fragments.
@@ -240,5 +255,11 @@ impl Frame for SkbFrame {
         // SAFETY: `skb` is the program's context.
         let failed = unsafe { bpf_skb_change_tail(self.skb, len as u32, 0) };
         (failed == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn note(&mut self, note: Note) {
+        // SAFETY: as in `take_note`.
+        unsafe { (*self.skb).tc_index = ((*self.skb).tc_index & !Note::ALL) | note as u32 };
     }
 }

@@ -75,7 +75,7 @@ macro_rules! steps {
         $new_flow:ident $start:ident $last_word:ident $to_backend:ident $snat:ident $guard_reply:ident $answer:ident $reset:ident
         $fragment:ident $straight:ident $switch:ident $sctp:ident $bound:ident $bound_snat:ident $keep_port:ident
         $icmp:ident $reroute:ident $claim_xdp:ident $complete:ident $out:ident $fast:ident $peer:ident $crossed:ident
-        $begin_dsr:ident $unwrap:ident $wrap:ident $clamp:ident
+        $begin_dsr:ident $unwrap:ident $wrap:ident $clamp:ident $note:ident
     ) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -402,6 +402,14 @@ macro_rules! steps {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
+        pub extern "C" fn $note(skb: *mut __sk_buff) -> u32 {
+            let (Some(config), Some(scratch)) = (config(), scratch()) else { return 0 };
+            let mut frame = SkbFrame::new::<$family>(skb, config);
+            tc::note(&mut frame, $family::mine(scratch)) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
         pub extern "C" fn $reroute(skb: *mut __sk_buff) -> i32 {
             let Some(scratch) = scratch() else { return NEXT };
             reroute(skb, $family::mine(scratch))
@@ -414,10 +422,10 @@ steps!(V4: lb_refresh4 lb_promote4 lb_retire4 lb_forget4 lb_claim4 lb_claim_snat
     lb_new_flow4 lb_start4 lb_last_word4 lb_to_backend4 lb_snat4 lb_guard_reply4 lb_answer4 lb_reset4
     lb_fragment4 lb_straight4 lb_switch4 lb_sctp4 lb_bound4 lb_bound_snat4 lb_keep_port4
     lb_icmp4 lb_reroute4 lb_claim_xdp4 lb_complete4 lb_out4 lb_fast4 lb_peer4 lb_crossed4
-    lb_begin_dsr4 lb_unwrap4 lb_wrap4 lb_clamp4);
+    lb_begin_dsr4 lb_unwrap4 lb_wrap4 lb_clamp4 lb_note4);
 steps!(V6: lb_refresh6 lb_promote6 lb_retire6 lb_forget6 lb_claim6 lb_claim_snat6 lb_attempt6 lb_mark_pair6
     lb_take_up6 lb_make_way6 lb_meet_fragment6 lb_remember_frag6
     lb_new_flow6 lb_start6 lb_last_word6 lb_to_backend6 lb_snat6 lb_guard_reply6 lb_answer6 lb_reset6
     lb_fragment6 lb_straight6 lb_switch6 lb_sctp6 lb_bound6 lb_bound_snat6 lb_keep_port6
     lb_icmp6 lb_reroute6 lb_claim_xdp6 lb_complete6 lb_out6 lb_fast6 lb_peer6 lb_crossed6
-    lb_begin_dsr6 lb_unwrap6 lb_wrap6 lb_clamp6);
+    lb_begin_dsr6 lb_unwrap6 lb_wrap6 lb_clamp6 lb_note6);

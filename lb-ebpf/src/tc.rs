@@ -12,7 +12,7 @@ use lb_common::tc::{concerns_in, concerns_out, tc_in, tc_out};
 use lb_common::verdict::Step;
 
 use crate::env::{BpfEnv, config};
-use crate::frame::SkbFrame;
+use crate::frame::{SkbFrame, take_note};
 use crate::steps::*;
 
 /// On to the next program of the hook, and then the stack (invariant I3): `TC_ACT_OK` would end the chain.
@@ -35,11 +35,11 @@ pub fn ingress<const L3: usize>(ctx: &TcContext) -> i32 {
         // a frame for a VLAN device above, where it is met again without the tag
         _ if is_tagged(skb) => NEXT,
         ETH_P_IP => match plain_in4::<L3>(skb) {
-            GENERAL => carry_in4(Step::of(in4::<L3>(skb)), skb),
+            GENERAL => carry_in4(Step::of(in4::<L3>(skb, 0)), skb),
             code => code,
         },
         ETH_P_IPV6 => match plain_in6::<L3>(skb) {
-            GENERAL => carry_in6(Step::of(in6::<L3>(skb)), skb),
+            GENERAL => carry_in6(Step::of(in6::<L3>(skb, 0)), skb),
             code => code,
         },
         _ => NEXT,
@@ -50,15 +50,16 @@ pub fn ingress<const L3: usize>(ctx: &TcContext) -> i32 {
 #[inline(always)]
 pub fn egress<const L3: usize>(ctx: &TcContext) -> i32 {
     let skb = ctx.skb.skb;
+    let note = take_note(skb);
     // SAFETY: the program's context.
     match unsafe { (*skb).protocol } {
         _ if is_tagged(skb) => NEXT,
         ETH_P_IP => match plain_out4::<L3>(skb) {
-            GENERAL => carry_out4(Step::of(out4::<L3>(skb)), skb),
+            GENERAL => carry_out4(Step::of(out4::<L3>(skb, note)), skb),
             code => code,
         },
         ETH_P_IPV6 => match plain_out6::<L3>(skb) {
-            GENERAL => carry_out6(Step::of(out6::<L3>(skb)), skb),
+            GENERAL => carry_out6(Step::of(out6::<L3>(skb, note)), skb),
             code => code,
         },
         _ => NEXT,
@@ -101,12 +102,13 @@ macro_rules! hooks {
 
             /// One family at one hook: a function of its own, so that its stack is free again when a rare step runs.
             #[inline(never)]
-            fn $name<const L3: usize>(skb: *mut __sk_buff) -> u32 {
+            fn $name<const L3: usize>(skb: *mut __sk_buff, note: u32) -> u32 {
                 if !$concerned::<L3>(skb) {
                     return Step::Pass as u32;
                 }
                 let (Some(config), Some(scratch)) = (config(), scratch()) else { return Step::Pass as u32 };
                 let mut frame = SkbFrame::new::<$family>(skb, config);
+                scratch.$work.note = note;
                 $story::<$family>(&mut frame, &mut BpfEnv, config, &mut scratch.$work) as u32
             }
         )*
@@ -171,12 +173,12 @@ carry! {
     carry_in4 OUT Out lb_out4(skb), Peer lb_peer4(), Wrap lb_wrap4(skb)
         [Unwrap lb_unwrap4(skb), NewFlow lb_new_flow4(skb), Fragment lb_fragment4(skb), Straight lb_straight4(skb), Start lb_start4(skb), Sctp lb_sctp4(skb),
          Switch lb_switch4(skb), ErrorIn lb_icmp4(skb POS_IN), Fast lb_fast4(skb),
-         Complete lb_complete4(skb)]
+         Complete lb_complete4(skb), Note lb_note4(skb)]
         [Answer lb_answer4]
     carry_in6 OUT Out lb_out6(skb), Peer lb_peer6(), Wrap lb_wrap6(skb)
         [Unwrap lb_unwrap6(skb), NewFlow lb_new_flow6(skb), Fragment lb_fragment6(skb), Straight lb_straight6(skb), Start lb_start6(skb), Sctp lb_sctp6(skb),
          Switch lb_switch6(skb), ErrorIn lb_icmp6(skb POS_IN), Fast lb_fast6(skb),
-         Complete lb_complete6(skb)]
+         Complete lb_complete6(skb), Note lb_note6(skb)]
         [Answer lb_answer6]
     carry_out4 IN Reroute lb_reroute4(skb)
         [ToBackend lb_to_backend4(), Bound lb_bound4(skb), BoundSnat lb_bound_snat4(skb), Snat lb_snat4(skb), LastWord lb_last_word4(), GuardReply lb_guard_reply4(), Fragment lb_fragment4(skb),

@@ -2,15 +2,15 @@
 
 use super::{Change, Layout, Plain, Rest, macs, take};
 use crate::abi::{
-    CFG_FAST_FLOWS, CFG_SOURCE_RULES, CT_DSR, CT_FAST, CT_GUARD, CT_PASS, CT_REPLIED, CT_SWITCHED, CT_XDP,
-    LbConfig, NH_POD, POS_IN, POS_OUT,
+    CFG_FAST_FLOWS, CFG_SOURCE_RULES, CT_DSR, CT_FAST, CT_GUARD, CT_MASQ, CT_PASS, CT_REPLIED, CT_SWITCHED,
+    CT_XDP, LbConfig, NH_POD, POS_IN, POS_OUT,
 };
 use crate::abi::{ROLE_BACKEND, ROLE_FRONTEND, ROLE_NODEPORT, ROLE_SNAT, ROLE_TUNNEL};
 use crate::claim::in_pool;
 use crate::counter::Counter;
 use crate::env::{Env, ticks};
 use crate::flow::Role;
-use crate::frame::Direct;
+use crate::frame::{Direct, Note};
 use crate::packet::{TCP, UDP};
 use crate::pair::{Pair, shares_pool};
 use crate::xdp::meant;
@@ -88,7 +88,12 @@ fn inward_of<F: Layout>(
         }
         _ => return Plain::General,
     }
-    rewrite(frame, env, proto, &change)
+    let fate = rewrite(frame, env, proto, &change);
+    // as `tc::note`
+    if rest.flags & CT_GUARD == 0 {
+        frame.note(if rest.flags & CT_MASQ != 0 { Note::Owed } else { Note::Done });
+    }
+    fate
 }
 
 /// A frame with an Ethernet header on its way out.

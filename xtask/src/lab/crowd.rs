@@ -217,6 +217,91 @@ fn frame_socket() -> std::io::Result<OwnedFd> {
     }
 }
 
+/// Counts the packets in a namespace whose source is one of [`syn_flood`]'s.
+pub(crate) struct Strangers {
+    socket: OwnedFd,
+}
+
+impl Strangers {
+    /// Begins to count at all interfaces of the namespace.
+    ///
+    /// # Errors
+    /// When there is no such namespace, or no packet socket.
+    pub(crate) fn watch(namespace: &str) -> Result<Strangers> {
+        inside(namespace, || {
+            // SAFETY: socket() takes numbers; the descriptor it returns is ours alone. It hears nothing as yet.
+            let socket = unsafe {
+                match libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) {
+                    -1 => return Err(std::io::Error::last_os_error().into()),
+                    fd => OwnedFd::from_raw_fd(fd),
+                }
+            };
+            // as in `syn_flood`: 198.18.0.0/15 and 2001:db8:198::/64; offsets are from the IP header
+            let (load, and, test, end) = (0x20, 0x54, 0x15, 0x06);
+            let mut code = [
+                (load, 0, 0, 12),
+                (and, 0, 0, 0xfffe_0000),
+                (test, 4, 0, 0xc612_0000),
+                (load, 0, 0, 8),
+                (test, 0, 3, 0x2001_0db8),
+                (load, 0, 0, 12),
+                (test, 0, 1, 0x0198_0000),
+                (end, 0, 0, 0xffff),
+                (end, 0, 0, 0),
+            ]
+            .map(|(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k });
+            let program = libc::sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
+            let address = libc::sockaddr_ll {
+                sll_family: libc::AF_PACKET as u16,
+                sll_protocol: (libc::ETH_P_ALL as u16).to_be(),
+                sll_ifindex: 0,
+                sll_hatype: 0,
+                sll_pkttype: 0,
+                sll_halen: 0,
+                sll_addr: [0; 8],
+            };
+            // SAFETY: program and address live, and have the lengths given.
+            let failed = unsafe {
+                libc::setsockopt(
+                    socket.as_raw_fd(),
+                    libc::SOL_SOCKET,
+                    libc::SO_ATTACH_FILTER,
+                    (&raw const program).cast(),
+                    size_of_val(&program) as libc::socklen_t,
+                ) != 0
+                    || libc::bind(
+                        socket.as_raw_fd(),
+                        (&raw const address).cast(),
+                        size_of_val(&address) as libc::socklen_t,
+                    ) != 0
+            };
+            ensure!(!failed, "a packet socket: {}", std::io::Error::last_os_error());
+            Ok(Strangers { socket })
+        })
+    }
+
+    /// How many came since it was asked last, those included for which the socket had no room.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub(crate) fn count(&self) -> Result<u32> {
+        const PACKET_STATISTICS: libc::c_int = 6;
+        let (mut counts, mut length) = ([0_u32; 2], size_of::<[u32; 2]>() as libc::socklen_t);
+        // SAFETY: the call writes two numbers at most.
+        let failed = unsafe {
+            libc::getsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_PACKET,
+                PACKET_STATISTICS,
+                counts.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        ensure!(failed == 0, "PACKET_STATISTICS: {}", std::io::Error::last_os_error());
+        Ok(counts[0])
+    }
+}
+
 /// Sends a frame by an interface; false: its queue is full.
 fn send_frame(socket: &OwnedFd, index: u32, frame: &[u8]) -> std::io::Result<bool> {
     let address = libc::sockaddr_ll {

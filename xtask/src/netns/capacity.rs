@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{Case, Context, LOCAL, REMOTE, address, node_port, vips};
 use crate::lab::Lab;
-use crate::lab::crowd::{Crowd, room_for_sockets, storm, syn_flood};
+use crate::lab::crowd::{Crowd, Strangers, room_for_sockets, storm, syn_flood};
 use crate::lab::netns::run_in;
 
 pub(super) const CASES: &[Case] = &[
@@ -128,12 +128,19 @@ fn flood(context: &mut Context) -> Result<()> {
             mac.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
         let mac =
             <[u8; 6]>::try_from(bytes).map_err(|bytes| anyhow::anyhow!("{bytes:?} is no MAC address"))?;
+        // all of it is masqueraded, so no pod of another node sees where it comes from
+        let pods = context.lab.pods.values().filter(|pod| pod.node != 0);
+        let watches = pods.map(|pod| Strangers::watch(&pod.namespace)).collect::<Result<Vec<_>>>()?;
         for [_, (client, to)] in ways(context)? {
             let sent = syn_flood(&client, "eth0", mac, to, 50_000)?;
             println!("        {sent} SYNs to {to}");
             ensure!(sent > 20_000, "only {sent} SYNs were sent");
         }
         let status = status(context)?;
+        let strangers: u32 = watches.iter().map(Strangers::count).sum::<Result<u32>>()?;
+        let lost = &status["counters"]["drop_flow_lost"];
+        println!("        {strangers} packets came with the client's address, {lost} were dropped");
+        ensure!(strangers == 0, "{strangers} packets reached a pod with the client's address");
         let flows = status["counters"]["new_flows"].as_u64().unwrap_or(0);
         ensure!(flows > 10_000, "only {flows} SYNs began a flow");
         let alerts = status["alerts"].to_string();
