@@ -30,6 +30,8 @@ const IN: u64 = BPF_F_INGRESS as u64;
 #[inline(always)]
 pub fn ingress<const L3: usize>(ctx: &TcContext) -> i32 {
     let skb = ctx.skb.skb;
+    // one that is there is of another node that is a namespace of this machine, and nobody here is to believe it
+    let _ = take_note(skb);
     // SAFETY: the program's context.
     match unsafe { (*skb).protocol } {
         // a frame for a VLAN device above, where it is met again without the tag
