@@ -4,18 +4,18 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{
     BE_LOCAL, CT_DIRECT, CT_DSR, NH_PORT, NextHop, PEER_V4, PEER_V6, Peer, ROLE_TUNNEL, SVC_DSR,
-    SVC_EXTERNAL, neighbour_row, port_row,
+    SVC_EXTERNAL, port_row,
 };
 use lb_common::counter::Counter;
 use lb_common::csum::word_delta;
 use lb_common::dsr::GUE_PORT;
 use lb_common::env::{Hook, Table};
-use lb_common::family::{Ip6, V4, V6};
+use lb_common::family::{V4, V6};
 use lb_common::frame::Frame;
 use lb_common::packet::{ACK, FIN, SYN, TCP, UDP};
 use lb_common::testing::golden::{Net, net4, net6, world};
 use lb_common::testing::packets::{at, checksums};
-use lb_common::testing::world::{POD, UPLINK};
+use lb_common::testing::world::{POD, UPLINK, row};
 use lb_common::testing::{Direction, Machine, PacketBuilder, Side};
 use lb_common::verdict::{Verdict, XdpStep};
 
@@ -393,20 +393,11 @@ fn any_bytes_behind_an_outer_header_are_harmless() {
 const NODE: [u8; 6] = lb_common::testing::packets::NODE_MAC;
 const GATEWAY: [u8; 6] = [2, 9, 9, 9, 9, 1];
 
-fn row(ip: IpAddr) -> u32 {
-    let mut wide = [0; 16];
-    match ip {
-        IpAddr::V4(ip) => wide[..4].copy_from_slice(&ip.octets()),
-        IpAddr::V6(ip) => wide = ip.octets(),
-    }
-    neighbour_row(UPLINK, &Ip6 { addr: wide })
-}
-
 /// The node that clients send to, with XDP on its uplink: everybody is behind one gateway each.
 fn with_xdp(n: &Net, port: [u8; 2]) -> Machine {
     fn routes<F: Side>(machine: &mut Machine, to: [IpAddr; 3]) {
         for ip in to {
-            F::side_mut(&mut machine.env).routes.insert(F::addr(ip), row(ip));
+            F::side_mut(&mut machine.env).routes.insert(F::addr(ip), row(UPLINK, ip));
         }
     }
     let [mut machine, _] = nodes(n, port);
@@ -414,7 +405,7 @@ fn with_xdp(n: &Net, port: [u8; 2]) -> Machine {
     machine.env.next_hops.insert(port_row(UPLINK), own);
     let to = [n.client, n.remote, other(n)];
     for ip in to {
-        machine.env.next_hops.insert(row(ip), NextHop { flags: 0, dmac: GATEWAY, ..own });
+        machine.env.next_hops.insert(row(UPLINK, ip), NextHop { flags: 0, dmac: GATEWAY, ..own });
     }
     if n.v6 {
         routes::<V6>(&mut machine, to)
@@ -479,17 +470,17 @@ fn a_dsr_flow_changes_its_hook_at_any_packet() {
         let _ = comes(&mut tc, &syn.build());
         sends_as_tc(&mut xdp, &mut tc, &data);
         // the next hop goes and comes back: nothing has to be asked
-        let way = xdp.env.next_hops.remove(&row(other(n))).expect("a row");
+        let way = xdp.env.next_hops.remove(&row(UPLINK, other(n))).expect("a row");
         assert_eq!(up(&mut xdp, &data), comes(&mut tc, &data.build()));
-        xdp.env.next_hops.insert(row(other(n)), way);
+        xdp.env.next_hops.insert(row(UPLINK, other(n)), way);
         sends_as_tc(&mut xdp, &mut tc, &data);
         // a route that XDP can't send by: asked for once in a tick
         let routes = |machine: &mut Machine, there: bool| {
             if n.v6 {
-                let to = if there { row(other(n)) } else { 0 };
+                let to = if there { row(UPLINK, other(n)) } else { 0 };
                 V6::side_mut(&mut machine.env).routes.insert(V6::addr(other(n)), to);
             } else {
-                let to = if there { row(other(n)) } else { 0 };
+                let to = if there { row(UPLINK, other(n)) } else { 0 };
                 V4::side_mut(&mut machine.env).routes.insert(V4::addr(other(n)), to);
             }
         };

@@ -1,17 +1,14 @@
 //! Fast forwarding between two pods of a node: what is handed over, what is not, and flows that outlive the option.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use lb_common::abi::{
-    BE_LOCAL, CFG_FAST, CFG_FAST_FLOWS, IF_POD, NH_POD, NextHop, SVC_HAS_ANY, neighbour_row,
-};
+use lb_common::abi::{BE_LOCAL, CFG_FAST, CFG_FAST_FLOWS, IF_POD, NH_POD, NextHop, SVC_HAS_ANY};
 use lb_common::counter::Counter;
 use lb_common::env::Hook;
-use lb_common::family::Ip6;
 use lb_common::packet::{ACK, FIN, SYN, TCP, UDP};
 use lb_common::testing::golden::{Net, net4, net6, world};
 use lb_common::testing::packets::{NODE_MAC, at, checksums};
-use lb_common::testing::world::POD;
+use lb_common::testing::world::{POD, row};
 use lb_common::testing::{Direction, Machine, PacketBuilder};
 use lb_common::verdict::Verdict;
 
@@ -21,15 +18,6 @@ const CLIENT: [u8; 6] = [2, 7, 7, 7, 7, 1];
 const SERVER: [u8; 6] = [2, 7, 7, 7, 7, 2];
 /// Source port of the connection.
 const PORT: u16 = 40000;
-
-fn row(ifindex: u32, ip: IpAddr) -> u32 {
-    let mut wide = [0; 16];
-    match ip {
-        IpAddr::V4(ip) => wide[..4].copy_from_slice(&ip.octets()),
-        IpAddr::V6(ip) => wide = ip.octets(),
-    }
-    neighbour_row(ifindex, &Ip6 { addr: wide })
-}
 
 /// Two Services (ports 800 and 801) with one backend in another pod of the node, TCP and UDP.
 fn node(n: &Net) -> Machine {

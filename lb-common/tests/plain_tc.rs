@@ -1,32 +1,24 @@
 //! TC's plain path and its general one are one: whatever comes, the same packets leave, and the same is remembered.
 
-use std::net::{IpAddr, SocketAddr};
+mod random;
+
+use std::net::SocketAddr;
 
 use lb_common::abi::{
-    BE_LOCAL, CFG_FAST, CFG_FAST_FLOWS, CFG_SOURCE_RULES, CT_REPLIED, IF_POD, NH_POD, NextHop, SVC_HAS_ANY,
-    neighbour_row,
+    BE_LOCAL, CFG_FAST, CFG_FAST_FLOWS, CFG_SOURCE_RULES, IF_POD, NH_POD, NextHop, SVC_HAS_ANY,
 };
 use lb_common::env::Hook;
-use lb_common::family::Ip6;
-use lb_common::packet::{ACK, FIN, RST, SYN, TCP, UDP};
+use lb_common::packet::{ACK, SYN, TCP, UDP};
 use lb_common::testing::golden::{Net, POOL, net4, net6, world};
 use lb_common::testing::packets::{NODE_MAC, at};
-use lb_common::testing::world::{POD, UPLINK};
-use lb_common::testing::{Direction, Machine, PacketBuilder};
+use lb_common::testing::world::{POD, UPLINK, row};
+use lb_common::testing::{Direction, Machine};
 use lb_common::verdict::Verdict;
 use proptest::prelude::*;
+use random::{Change, MIDDLE, Shape, change, shape};
 
 /// The near end of the local backend pod's link.
 const THERE: u32 = 77;
-
-fn row(ifindex: u32, ip: IpAddr) -> u32 {
-    let mut wide = [0; 16];
-    match ip {
-        IpAddr::V4(ip) => wide[..4].copy_from_slice(&ip.octets()),
-        IpAddr::V6(ip) => wide = ip.octets(),
-    }
-    neighbour_row(ifindex, &Ip6 { addr: wide })
-}
 
 /// The golden world, with a Service (port 800) whose backend is a pod of the node that fast flows lead to.
 fn node(n: &Net) -> Machine {
@@ -71,44 +63,16 @@ const TALKS: [Talk; 6] =
 #[derive(Clone, Debug)]
 enum Event {
     Packet { talk: Talk, packet: Shape },
-    Advance(u64),
-    Evict(u8),
-    Generation,
+    Change(Change),
     NextHop(bool),
-    Forgotten,
     SourceRules(bool),
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Shape {
-    udp: bool,
-    reply: bool,
-    kind: u8,
-    ttl: u8,
-    change: Option<(usize, u8)>,
-    cut: Option<usize>,
-    sum: bool,
-}
-
-/// The packet in the middle of a connection.
-const MIDDLE: Shape =
-    Shape { udp: false, reply: false, kind: ACK, ttl: 64, change: None, cut: None, sum: true };
-
 fn event() -> impl Strategy<Value = Event> {
-    let kind = prop_oneof![6 => Just(ACK), 1 => Just(SYN), 1 => Just(SYN | ACK), 1 => Just(FIN | ACK), 1 => Just(RST)];
-    let ttl = prop_oneof![12 => Just(64_u8), 1 => 0..3_u8];
-    let change = prop::option::weighted(0.1, (0..80_usize, any::<u8>()));
-    let cut = prop::option::weighted(0.05, 0..90_usize);
-    let shape = (any::<bool>(), any::<bool>(), kind, ttl, change, cut, prop::bool::weighted(0.9)).prop_map(
-        |(udp, reply, kind, ttl, change, cut, sum)| Shape { udp, reply, kind, ttl, change, cut, sum },
-    );
     prop_oneof![
-        20 => (prop::sample::select(&TALKS[..]), shape).prop_map(|(talk, packet)| Event::Packet { talk, packet }),
-        2 => (1..4_u64).prop_map(Event::Advance),
-        1 => (0..6_u8).prop_map(Event::Evict),
-        1 => Just(Event::Generation),
+        20 => (prop::sample::select(&TALKS[..]), shape()).prop_map(|(talk, packet)| Event::Packet { talk, packet }),
+        5 => change().prop_map(Event::Change),
         1 => any::<bool>().prop_map(Event::NextHop),
-        1 => Just(Event::Forgotten),
         1 => any::<bool>().prop_map(Event::SourceRules),
     ]
 }
@@ -132,40 +96,11 @@ fn way(n: &Net, talk: Talk, udp: bool, reply: bool) -> Way {
     if reply { (backend, known, far, near) } else { (client, front, near, far) }
 }
 
-fn frame(n: &Net, talk: Talk, shape: Shape) -> (Vec<u8>, u32, u32) {
-    let (from, to, inward, outward) = way(n, talk, shape.udp, shape.reply);
-    let packet =
-        if shape.udp { PacketBuilder::udp(from, to) } else { PacketBuilder::tcp(from, to, shape.kind) };
-    let mut frame = packet.with(|p| (p.ttl, p.macs[0]) = (shape.ttl, NODE_MAC)).build();
-    if shape.udp && !shape.sum {
-        let at = if n.v6 { 60 } else { 40 };
-        frame[at..at + 2].fill(0);
-    }
-    if let Some((at, byte)) = shape.change
-        && let Some(old) = frame.get_mut(at)
-    {
-        *old = byte;
-    }
-    if let Some(length) = shape.cut {
-        frame.truncate(length);
-    }
-    (frame, inward, outward)
-}
-
 fn happen(machine: &mut Machine, n: &Net, event: &Event) {
     let env = &mut machine.env;
     match event {
         Event::Packet { .. } => {}
-        Event::Advance(ticks) => env.advance(*ticks),
-        Event::Evict(role) => {
-            env.v4.evict(|_, _, value| value.role == *role);
-            env.v6.evict(|_, _, value| value.role == *role);
-        }
-        Event::Generation => {
-            for generations in [&mut env.v4.generations, &mut env.v6.generations] {
-                generations.values_mut().for_each(|generation| *generation += 1);
-            }
-        }
+        Event::Change(change) => change.happen(env),
         Event::NextHop(there) => {
             let (at, way) =
                 (row(THERE, n.local), *node(n).env.next_hops.get(&row(THERE, n.local)).expect("a row"));
@@ -174,11 +109,6 @@ fn happen(machine: &mut Machine, n: &Net, event: &Event) {
             } else {
                 env.next_hops.remove(&at)
             };
-        }
-        // no answer was seen yet
-        Event::Forgotten => {
-            env.v4.established.values_mut().for_each(|value| value.flags &= !CT_REPLIED);
-            env.v6.established.values_mut().for_each(|value| value.flags &= !CT_REPLIED);
         }
         Event::SourceRules(on) => {
             machine.config.flags &= !CFG_SOURCE_RULES;
@@ -201,7 +131,8 @@ fn agree(n: &Net, events: &[Event]) -> Result<u64, TestCaseError> {
         happen(&mut both, n, &event);
         happen(&mut general, n, &event);
         let Event::Packet { talk, packet } = event else { continue };
-        let (mut one, inward, outward) = frame(n, talk, packet);
+        let (from, to, inward, outward) = way(n, talk, packet.udp, packet.reply);
+        let mut one = packet.frame(from, to);
         let mut two = one.clone();
         for (direction, ifindex) in [(Direction::In, inward), (Direction::Out, outward)] {
             if ifindex == 0 {
@@ -241,8 +172,10 @@ fn the_middle_of_a_flow_is_plain() {
                 let packet = |reply| Event::Packet { talk, packet: Shape { udp, reply, ..MIDDLE } };
                 let round = [packet(false), packet(true)];
                 // a UDP stream is one after two ticks, and the first packet of a tick refreshes its flow
-                let events: Vec<_> =
-                    [Event::Advance(3)].into_iter().chain(round.iter().cycle().take(12).cloned()).collect();
+                let events: Vec<_> = [Event::Change(Change::Advance(3))]
+                    .into_iter()
+                    .chain(round.iter().cycle().take(12).cloned())
+                    .collect();
                 let before = agree(&n, &events[..1]).expect("agreement");
                 let plain = agree(&n, &events).expect("agreement") - before;
                 assert!(plain >= 8 * hooks, "{talk:?}, udp {udp}: {plain} of {}", 12 * hooks);

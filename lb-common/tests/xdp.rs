@@ -3,29 +3,19 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::abi::{NH_PORT, NextHop, neighbour_row, port_row};
+use lb_common::abi::{NH_PORT, NextHop, port_row};
 use lb_common::counter::Counter;
 use lb_common::env::Hook;
-use lb_common::family::Ip6;
 use lb_common::packet::{ACK, FIN, RST, SYN, TCP, UDP};
 use lb_common::testing::golden::{Net, POOL, net4, net6, world};
 use lb_common::testing::packets::{at, checksums};
-use lb_common::testing::world::UPLINK;
+use lb_common::testing::world::{UPLINK, row};
 use lb_common::testing::{Direction, Machine, PacketBuilder, Side};
 use lb_common::verdict::{Verdict, XdpStep};
 
 const NODE: [u8; 6] = lb_common::testing::packets::NODE_MAC;
 const GATEWAY: [u8; 6] = [2, 9, 9, 9, 9, 1];
 const OTHER: [u8; 6] = [2, 9, 9, 9, 9, 2];
-
-fn row(ip: IpAddr) -> u32 {
-    let mut wide = [0; 16];
-    match ip {
-        IpAddr::V4(ip) => wide[..4].copy_from_slice(&ip.octets()),
-        IpAddr::V6(ip) => wide = ip.octets(),
-    }
-    neighbour_row(UPLINK, &Ip6 { addr: wide })
-}
 
 /// The golden world with XDP on its uplink: the client behind one neighbour, the remote backend behind another.
 fn node(n: &Net) -> Machine {
@@ -34,7 +24,8 @@ fn node(n: &Net) -> Machine {
     let port = NextHop { ifindex: UPLINK, flags: NH_PORT, mtu: 1500, dmac: [0; 6], smac: NODE };
     env.next_hops.insert(port_row(UPLINK), port);
     for (ip, dmac) in [(n.client, GATEWAY), (n.remote, OTHER)] {
-        env.next_hops.insert(row(ip), NextHop { ifindex: UPLINK, flags: 0, mtu: 1500, dmac, smac: NODE });
+        env.next_hops
+            .insert(row(UPLINK, ip), NextHop { ifindex: UPLINK, flags: 0, mtu: 1500, dmac, smac: NODE });
     }
     if n.v6 {
         routes::<lb_common::family::V6>(n, env)
@@ -46,7 +37,7 @@ fn node(n: &Net) -> Machine {
 
 fn routes<F: Side>(n: &Net, env: &mut lb_common::testing::FakeEnv) {
     for ip in [n.client, n.remote] {
-        F::side_mut(env).routes.insert(F::addr(ip), row(ip));
+        F::side_mut(env).routes.insert(F::addr(ip), row(UPLINK, ip));
     }
 }
 
@@ -195,7 +186,7 @@ fn without_a_next_hop_a_flow_is_tcs() {
     for n in [net4(), net6()] {
         for gone in [n.client, n.remote] {
             let mut machine = node(&n);
-            machine.env.next_hops.remove(&row(gone));
+            machine.env.next_hops.remove(&row(UPLINK, gone));
             let open = talk(&n, TCP, [SYN, SYN | ACK]);
             let (verdict, frame) = up(&mut machine, &open.request[0]);
             let dnat = open.request[0].between(at(n.client, 40000), at(n.remote, 8080));
@@ -268,10 +259,10 @@ fn a_dead_next_hop_falls_back_to_tc_and_is_taken_again() {
         let mut machine = node(&n);
         let open = talk(&n, TCP, [SYN, SYN | ACK]);
         sends(&mut machine, &open.request);
-        let kept = machine.env.next_hops.remove(&row(n.remote)).expect("a row");
+        let kept = machine.env.next_hops.remove(&row(UPLINK, n.remote)).expect("a row");
         assert_eq!(up(&mut machine, &open.request[0]), completed(&open.request));
         // another neighbour took its place: within a tick the routes are asked again
-        machine.env.next_hops.insert(row(n.remote), NextHop { dmac: GATEWAY, ..kept });
+        machine.env.next_hops.insert(row(UPLINK, n.remote), NextHop { dmac: GATEWAY, ..kept });
         machine.env.advance(1);
         let data = talk(&n, TCP, [ACK, ACK]);
         let by_gateway = data.request[1].clone().with(|p| p.macs[0] = GATEWAY);

@@ -16,6 +16,16 @@ pub const POD: u32 = 12;
 /// ifindex of an interface without an address to masquerade to.
 pub const BARE: u32 = 13;
 
+/// Row of `LB_NH` of a neighbour behind an interface.
+#[must_use]
+pub fn row(ifindex: u32, neighbour: IpAddr) -> u32 {
+    let wide = match neighbour {
+        IpAddr::V4(ip) => V4::wide(ip.octets().into()),
+        IpAddr::V6(ip) => ip.octets().into(),
+    };
+    crate::abi::neighbour_row(ifindex, &wide)
+}
+
 /// Content of the tables that the agent writes.
 #[derive(Clone, Debug)]
 pub struct World {
