@@ -177,7 +177,11 @@ fn cases(kind: Kind) -> Vec<Case> {
         list.extend(xdp::FRIENDLY);
     }
     list.extend(dsr::CASES);
-    list.extend(if kind == Kind::Overlay { nodes::OVERLAY } else { nodes::CASES });
+    list.extend(match kind {
+        Kind::Friendly => nodes::CASES,
+        Kind::Hostile => nodes::HOSTILE,
+        Kind::Overlay => nodes::OVERLAY,
+    });
     list.extend(counters::CASES);
     if kind == Kind::Friendly {
         list.extend(pins::CASES);

@@ -31,6 +31,13 @@ pub(super) const CASES: &[Case] = &[
     ("nodes_tc_gue_and_tc_without_dsr", |context| pair(context, [TC_GUE, TC])),
 ];
 
+/// On a cluster that differs in settings only, a few of them: a pair takes most of a minute.
+pub(super) const HOSTILE: &[Case] = &[
+    ("nodes_xdp_ipip_and_tc_gue", |context| pair(context, [XDP_IPIP, TC_GUE])),
+    ("nodes_xdp_gue_and_xdp_without_dsr", |context| pair(context, [XDP_GUE, XDP])),
+    ("nodes_tc_ipip_and_xdp_without_dsr", |context| pair(context, [TC_IPIP, XDP])),
+];
+
 /// Pods of other nodes over VXLAN, which XDP does not send by: an outer header needs no route to them.
 pub(super) const OVERLAY: &[Case] = &[
     ("nodes_xdp_ipip_and_tc_gue", |context| pair(context, [XDP_IPIP, TC_GUE])),
