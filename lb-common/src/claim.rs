@@ -67,7 +67,7 @@ pub fn claim<F: Family>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Wor
     }
     env.mark_pair(work);
     work.flow.entry(Role::DnatForward, &mut work.key, &mut work.value);
-    match env.flow_insert(Table::Young, &work.key, &work.value) {
+    match insert_forward(env, work) {
         Insert::Done => Claim::New,
         Insert::Full => {
             env.flow_delete(Table::Young, &work.key2);
@@ -86,6 +86,30 @@ pub fn claim<F: Family>(env: &mut impl Env<F>, config: &LbConfig, work: &mut Wor
             Claim::Known
         }
     }
+}
+
+/// Inserts the forward entry in hand into the young table, where one is expected (`work.renews`) in place of one that has
+/// ended.
+///
+/// Such a one is asked for first: an insertion that finds its key takes an element from the table's free ones, or evicts
+/// one, only to give it back. What answered that flow, and not this one, is left to the sweep.
+#[inline(always)]
+pub(crate) fn insert_forward<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>) -> Insert {
+    if work.renews != 0 {
+        work.renews = 0;
+        let new = &work.value;
+        let ended = env.flow_tagged(Table::Young, &work.key, new.tag, |value| {
+            let ended = value.flags & CT_PASS == 0 && is_closed(value.flags);
+            if ended {
+                *value = *new;
+            }
+            ended
+        });
+        if ended == Some(true) {
+            return Insert::Done;
+        }
+    }
+    env.flow_insert(Table::Young, &work.key, &work.value)
 }
 
 /// What became of the reservation of one key.
@@ -191,13 +215,16 @@ pub fn reserve<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Tabl
             if settled {
                 continue;
             }
-            match env.flow_insert(table, &work.key2, &work.value2) {
-                Insert::Done => {
-                    (inserted, settled) = (true, true);
-                    continue;
+            // what is expected to be there is asked for first, as in `insert_forward`
+            if work.renews == 0 || turn > 0 {
+                match env.flow_insert(table, &work.key2, &work.value2) {
+                    Insert::Done => {
+                        (inserted, settled) = (true, true);
+                        continue;
+                    }
+                    Insert::Full => return Reserve::Full,
+                    Insert::Exists => {}
                 }
-                Insert::Full => return Reserve::Full,
-                Insert::Exists => {}
             }
         }
         match holder(env, at, work, work.value2.tag, role) {
@@ -348,7 +375,7 @@ pub fn claim_xdp<F: Family>(env: &mut impl Env<F>, config: &LbConfig, work: &mut
             }
         }
         work.flow.entry(Role::XdpForward, &mut work.key, &mut work.value);
-        if env.flow_insert(Table::Young, &work.key, &work.value) == Insert::Done {
+        if insert_forward(env, work) == Insert::Done {
             env.count(if fast { Counter::FastFlow } else { Counter::XdpFlow });
             return true;
         }

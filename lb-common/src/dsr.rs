@@ -9,10 +9,11 @@
 use crate::abi::{
     BE_LOCAL, CT_DIRECT, CT_DSR, LbConfig, NODE_LOCAL, POS_IN, SVC_DSR, SVC_EXTERNAL, SvcValue,
 };
+use crate::claim::insert_forward;
 use crate::counter::Counter;
 use crate::csum::word_delta;
 use crate::decide::{Decision, Source, is_nodeport};
-use crate::env::{Env, Insert, Table, Work};
+use crate::env::{Env, Insert, Work};
 use crate::family::Family;
 use crate::flow::{Role, tag};
 use crate::frame::Frame;
@@ -95,7 +96,7 @@ pub fn begin<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, node: u32) ->
     (work.flow.backend, work.flow.backend_port) = (to, peer.port);
     (work.flow.snat, work.flow.snat_port, work.flow.flags) = (from, [0; 2], CT_DSR);
     work.flow.entry(Role::DsrForward, &mut work.key, &mut work.value);
-    match env.flow_insert(Table::Young, &work.key, &work.value) {
+    match insert_forward(env, work) {
         Insert::Done => {
             env.count(Counter::DsrFlow);
             return true;

@@ -312,6 +312,8 @@ pub struct Work<F: Family> {
     pub flow: Flow<F>,
     /// Source ports that were tried for it without success.
     pub tries: u32,
+    /// Its client had another one by this tuple, which has ended and whose entries are still there: 1, else 0.
+    pub renews: u32,
     /// Key of the entry in hand.
     pub key: CtKey<F>,
     /// The entry in hand.
@@ -352,6 +354,7 @@ impl<F: Family> Default for Work<F> {
             rate: Rate::default(),
             flow: Flow::default(),
             tries: 0,
+            renews: 0,
             key: CtKey::default(),
             value: CtValue::default(),
             key2: CtKey::default(),

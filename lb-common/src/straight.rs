@@ -11,6 +11,7 @@ use crate::env::{Env, Work};
 use crate::flow::{Role, is_closed};
 use crate::frame::Frame;
 use crate::packet::LoadAddr;
+use crate::pair::Pair;
 use crate::tc::{finish, reverse, tuple};
 use crate::track::{Follow, find, follow};
 use crate::verdict::Step;
@@ -31,7 +32,10 @@ pub fn straight<F: LoadAddr>(
         return Step::Pass;
     }
     work.key = tuple(&work.packet, POS_IN);
-    if let Some(table) = find(env, &work.key, &mut work.value) {
+    let pair = env.pair(work.packet.src, work.packet.dst);
+    // nothing else has an entry here, and most have none: to look for it in tables of this size is what costs
+    let may_have = pair.is_moved() || pair.is_fast();
+    if may_have && let Some(table) = find(env, &work.key, &mut work.value) {
         if work.value.flags & CT_FAST == 0 && work.value.ifindex != work.hook.ifindex {
             return Step::Pass;
         }
@@ -41,7 +45,7 @@ pub fn straight<F: LoadAddr>(
             Follow::Anew => {}
         }
     }
-    if !work.packet.begins_flow() || !is_held(env, work) {
+    if !work.packet.begins_flow() || !is_held(env, work, pair) {
         return Step::Pass;
     }
     begin(work, env.now_ns());
@@ -53,15 +57,17 @@ pub fn straight<F: LoadAddr>(
 /// A live flow of a Service that came in by the same interface holds the tuple of the packet in hand. One that has
 /// ended is forgotten: its entry would turn the answers of the new connection into its own.
 #[inline(always)]
-fn is_held<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>) -> bool {
+fn is_held<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>, pair: Pair) -> bool {
     work.key2 = reverse(&work.packet, POS_OUT);
     let mut role = Role::DnatReply;
     if find(env, &work.key2, &mut work.value2).is_none() {
         // a fast flow has its reply on its way in
         work.key2.position = POS_IN;
         role = Role::XdpReply;
-        let fast = env.pair(work.packet.src, work.packet.dst).is_fast();
-        if !fast || find(env, &work.key2, &mut work.value2).is_none() || work.value2.flags & CT_FAST == 0 {
+        if !pair.is_fast()
+            || find(env, &work.key2, &mut work.value2).is_none()
+            || work.value2.flags & CT_FAST == 0
+        {
             return false;
         }
     }

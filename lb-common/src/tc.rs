@@ -161,6 +161,7 @@ pub(crate) fn inward<F: LoadAddr>(
         let straight = reply || moved || beside && work.packet.begins_flow();
         return if straight { Step::Straight } else { Step::Pass };
     }
+    work.renews = 0;
     if work.packet.has_ports() {
         work.key = tuple(&work.packet, POS_IN);
         let mut found = find(env, &work.key, &mut work.value);
@@ -206,8 +207,26 @@ fn unknown<F: LoadAddr>(env: &mut impl Env<F>, work: &mut Work<F>) -> Step {
 }
 
 /// Decides a packet that begins a flow, or may be rejected.
+///
+/// A flow that has ended, and was to be replaced by the new one, is forgotten if there is none: what follows is
+/// somebody else's.
 #[inline(always)]
 pub fn new_flow<F: LoadAddr>(
+    frame: &mut impl Frame,
+    env: &mut impl Env<F>,
+    config: &LbConfig,
+    work: &mut Work<F>,
+) -> Step {
+    let step = decided(frame, env, config, work);
+    if work.renews != 0 && step != Step::Start {
+        env.forget(work);
+    }
+    step
+}
+
+/// The new flow in hand, or why there is none.
+#[inline(always)]
+fn decided<F: LoadAddr>(
     frame: &mut impl Frame,
     env: &mut impl Env<F>,
     config: &LbConfig,

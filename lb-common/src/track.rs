@@ -85,7 +85,13 @@ pub fn follow_at<F: Family>(env: &mut impl Env<F>, work: &mut Work<F>, table: Ta
                 env.count(Counter::FlowMovedBackend);
             }
             work.flow.of(&work.key, &work.value);
-            env.forget(work);
+            // of one that has ended, and has no port of the pool, the entries are overwritten (see `insert_forward`)
+            let one_pair = role == Role::DnatForward && !work.flow.has_snat() || flags & CT_FAST != 0;
+            let renews = !stale && one_pair && table == Table::Young && !work.flow.is_straight();
+            work.renews = renews as u32;
+            if work.renews == 0 {
+                env.forget(work);
+            }
             return Follow::Anew;
         }
     }

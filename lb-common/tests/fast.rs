@@ -160,6 +160,26 @@ fn what_may_not_be_fast_goes_through_the_stack() {
     }
 }
 
+/// Connections one after the other by one source port, to two Services of the backend in turn.
+#[test]
+fn i6_an_ended_flow_leaves_its_entries_to_the_next_one_of_its_tuple() {
+    for n in [net4(), net6()] {
+        let mut machine = node(&n);
+        let fin = FIN | ACK;
+        for number in 0..8 {
+            for flags in [[SYN, SYN | ACK], [ACK, ACK], [fin, fin]] {
+                hops_of(&n, TCP, flags, 800 + number % 2, PORT)
+                    .iter()
+                    .for_each(|hop| hands(&mut machine, hop));
+            }
+        }
+        assert_eq!((count(&machine, Counter::FastFlow), count(&machine, Counter::NewFlow)), (8, 8));
+        assert_eq!(count(&machine, Counter::FlowMovedPort), 0);
+        let left = if n.v6 { machine.env.v6.young.len() } else { machine.env.v4.young.len() };
+        assert!(left <= 3, "two forward entries, and what answers the last: {left}");
+    }
+}
+
 /// Direct traffic of the two beside the flow, in both directions.
 #[test]
 fn i5_other_packets_between_the_two_are_not_changed() {

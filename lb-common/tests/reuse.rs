@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use lb_common::abi::SVC_HAS_ANY;
+use lb_common::counter::Counter;
 use lb_common::env::Hook;
-use lb_common::packet::{ACK, FIN, RST, SYN};
+use lb_common::packet::{ACK, FIN, RST, SYN, TCP};
 use lb_common::testing::golden::{Net, net4, net6, world};
 use lb_common::testing::packets::at;
 use lb_common::testing::world::UPLINK;
@@ -88,5 +90,89 @@ fn i6_a_flow_that_ended_leaves_its_tuple_to_a_straight_connection() {
         assert_eq!(pass(&mut machine, &inwards, &straight), straight.build());
         let answer = P::tcp(backend, client, SYN | ACK);
         assert_eq!(pass(&mut machine, &[Direction::Out], &answer), answer.build());
+    }
+}
+
+/// A client that goes on connecting by one source port: each connection is decided anew, and the entries of the last one are
+/// its own, whichever backend that had. What its backend still sends does not disturb it.
+#[test]
+fn i6_an_ended_flow_leaves_its_entries_to_the_next_one_of_its_tuple() {
+    for n in [net4(), net6()] {
+        let mut w = world(&n);
+        let ids = [w.backend(n.remote, 8081, TCP, 0), w.backend(n.stranger, 8081, TCP, 0)];
+        let service = w.service(SVC_HAS_ANY, &ids, &[]);
+        w.cluster_ip(n.cluster, 801, TCP, service);
+        let mut machine = w.machine();
+        let (client, front) = (at(n.pod, 40000), at(n.cluster, 801));
+        let backends = [at(n.remote, 8081), at(n.stranger, 8081)];
+        let inwards =
+            |machine: &mut Machine, flags| pass(machine, &[Direction::In], &P::tcp(client, front, flags));
+        let outwards = |machine: &mut Machine, backend, flags| {
+            pass(machine, &[Direction::Out], &P::tcp(backend, client, flags))
+        };
+        let mut drawn = [0; 2];
+        let mut last = None;
+        for _ in 0..64 {
+            let request = inwards(&mut machine, SYN);
+            let chosen = backends.iter().position(|b| P::tcp(client, *b, SYN).build() == request);
+            let chosen = chosen.expect("to one of the two");
+            let backend = backends[chosen];
+            drawn[chosen] += 1;
+            let to = |flags| P::tcp(client, backend, flags).build();
+            let from = |flags| P::tcp(front, client, flags).build();
+            if let Some(last) = last.filter(|last| *last != backend) {
+                outwards(&mut machine, last, FIN | ACK); // the one that it did not see acknowledged
+            }
+            assert_eq!(outwards(&mut machine, backend, SYN | ACK), from(SYN | ACK));
+            for flags in [ACK, ACK, FIN | ACK] {
+                assert_eq!(inwards(&mut machine, flags), to(flags));
+            }
+            assert_eq!(outwards(&mut machine, backend, FIN | ACK), from(FIN | ACK));
+            assert_eq!(inwards(&mut machine, ACK), to(ACK));
+            last = Some(backend);
+        }
+        assert!(drawn.iter().all(|times| *times > 8), "decided anew: {drawn:?}");
+        let left = if n.v6 { machine.env.v6.young.len() } else { machine.env.v4.young.len() };
+        assert!(left <= 3, "the forward entry, and what answers by either backend: {left}");
+        assert_eq!(machine.env.counters.get(&Counter::NewFlow), Some(&64));
+    }
+}
+
+/// A flow ended, and its Service is gone: what the client sends there now is not the balancer's.
+#[test]
+fn i6_an_ended_flow_is_forgotten_when_its_tuple_is_nobodys() {
+    for n in [net4(), net6()] {
+        let mut machine = world(&n).machine();
+        let (client, front, backend) = (at(n.client, 40000), at(n.external, 80), at(n.remote, 8080));
+        let inwards =
+            |machine: &mut Machine, flags| pass(machine, &[Direction::In], &P::tcp(client, front, flags));
+        assert_ne!(inwards(&mut machine, SYN), P::tcp(client, front, SYN).build(), "rewritten");
+        inwards(&mut machine, RST);
+        machine.env.v4.services.clear();
+        machine.env.v6.services.clear();
+        for flags in [SYN, ACK, FIN | ACK] {
+            assert_eq!(inwards(&mut machine, flags), P::tcp(client, front, flags).build());
+        }
+        let answer = P::tcp(backend, client, ACK);
+        assert_eq!(pass(&mut machine, &[Direction::Out], &answer), answer.build());
+    }
+}
+
+/// A straight connection was moved beside a flow of a Service; both have ended, and the next one need not be.
+#[test]
+fn i6_a_moved_connection_that_ended_leaves_its_tuple_to_an_unmoved_one() {
+    for n in [net4(), net6()] {
+        let mut machine = world(&n).machine();
+        let (client, front, backend) = (at(n.pod, 40000), at(n.cluster, 80), at(n.remote, 8080));
+        let inwards =
+            |machine: &mut Machine, to, flags| pass(machine, &[Direction::In], &P::tcp(client, to, flags));
+        inwards(&mut machine, front, SYN);
+        let moved = inwards(&mut machine, backend, SYN);
+        assert_ne!(moved, P::tcp(client, backend, SYN).build(), "moved");
+        inwards(&mut machine, backend, RST);
+        inwards(&mut machine, front, RST);
+        for flags in [SYN, ACK, FIN | ACK] {
+            assert_eq!(inwards(&mut machine, backend, flags), P::tcp(client, backend, flags).build());
+        }
     }
 }
