@@ -21,7 +21,7 @@ pub(crate) enum Level {
     Unit,
     /// Every kernel program before the verifier, against its budget
     Verify,
-    /// Every kernel program before the verifiers of Linux 6.1 and 6.12, and a few connections there, under QEMU
+    /// Every kernel program before the verifiers of Linux 6.1 and 6.12, under QEMU; no traffic there
     Kernels,
     /// Golden packets through the programs
     Prog,
